@@ -1,0 +1,48 @@
+# Postmeter. `make run` and `make test` are all that a newcomer needs; both set up what is missing first.
+
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: help run test lint bench proto lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: $(READY) ## run the agent here: Postfix asks at 127.0.0.1:10040, limits from deploy/examples/limits.yaml
+	@mkdir -p build
+	$(BIN)/postmeter agent --limits deploy/examples/limits.yaml --state-dir build/state \
+	    --admin-socket build/admin.sock
+
+test: $(READY) lint ## run all tests (as root: with real Postfix, and what it needs from Debian is installed)
+	@tests/packages.sh || [ "$$(id -u)" -ne 0 ]
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+lint: $(READY) ## check style and types
+	$(BIN)/ruff format --check -q .
+	$(BIN)/ruff check -q .
+	$(BIN)/mypy node tests
+
+bench: $(READY) ## measure the agent beside a C echo server, postfwd and policyd-rate-limit
+	@tests/packages.sh
+	$(BIN)/python -m tests.bench
+
+proto: $(READY) ## generate node/postmeter/v1 from proto/
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=node --pyi_out=node --grpc_python_out=node \
+	    proto/postmeter/v1/*.proto
+
+lock: ## pin the newest versions that pyproject.toml admits
+	uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-annotate --no-header --upgrade -q \
+	    -o tests/requirements.lock
+
+clean: ## remove everything that was made here
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml tests/requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Postmeter needs Python 3.11 or later; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || tests/packages.sh python3-venv
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r tests/requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

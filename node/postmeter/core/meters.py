@@ -1,0 +1,383 @@
+"""Usage in sliding windows: who has used how much, in columns that the garbage collector does not have to visit.
+
+A *key* (alice@example.com) gets a row number while anybody counts it. `Meters` holds one window of one limit for all
+keys: a column of sums by row, and for every slice of the window a dict of row -> amount. So a question is one look-up
+and one comparison, a charge is two additions, and a slice that has become too old is taken away as a whole. `Ledger`
+holds all meters of this node, and keeps them while the limits around them are changed.
+
+A slice counts until its end is one window old. Slices that ran out are subtracted later and in portions (`expire`), and
+at once for a row that is about to be refused (`settle`): until then the sum is too high, never too low.
+
+Amounts that are not on disk yet are in `fresh` and then, by slice, in `waiting`. The caller writes what
+`take_unflushed` returns and says so with `flushed`. What is written is the sum of a slice, not the difference, so
+that writing it twice does no harm.
+
+Times are milliseconds of one clock that never goes back. Rows are small integers, amounts are in the limit's unit.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
+
+from postmeter.defaults import KEYS_MAX, SLICES_PER_WINDOW, UNFLUSHED_PART
+
+OVERFLOW_ROW = 0
+OVERFLOW_KEY = "(overflow)"
+UNLIMITED = 1 << 60
+
+Batch = tuple[int, dict[int, int]]
+"""A slice and the rows in it that are not on disk yet."""
+
+
+class MetersId(NamedTuple):
+    """What is counted; if one of these changes, it is another count. `key` and `unit` are the limit's key and count."""
+
+    limit: str
+    key: str
+    unit: str
+    window_ms: int
+
+
+class Keys:
+    """The rows of the keys of one kind (say, all `sasl_username`), shared by all meters that count by it."""
+
+    __slots__ = ("_free", "meters", "names", "rows", "rows_max")
+
+    def __init__(self, rows_max: int) -> None:
+        self.rows: dict[str, int] = {}
+        self.names: list[str | None] = [OVERFLOW_KEY]
+        self.rows_max = rows_max
+        self.meters: list[Meters] = []
+        self._free = array("q")
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no row left for a new key."""
+        return len(self.rows) >= self.rows_max
+
+    def row(self, key: str) -> int | None:
+        """The key's row; None if nobody has charged it; the overflow row for a new key when there is no more room."""
+        row = self.rows.get(key)
+        if row is None and self.full:
+            return OVERFLOW_ROW
+        return row
+
+    def add(self, key: str) -> int:
+        """A row for a key that has none."""
+        if self.full:
+            return OVERFLOW_ROW
+        if self._free:
+            row = self._free.pop()
+            self.names[row] = key
+        else:
+            row = len(self.names)
+            self.names.append(key)
+            for meters in self.meters:
+                meters.used.append(0)
+        self.rows[key] = row
+        return row
+
+    def release(self, row: int) -> None:
+        """Forget a row that no meters use any more; others keep it."""
+        key = self.names[row]
+        if key is None or row == OVERFLOW_ROW or any(meters.used[row] for meters in self.meters):
+            return
+        del self.rows[key]
+        self.names[row] = None
+        self._free.append(row)
+
+
+class Meters:
+    """One window of one limit for all its keys."""
+
+    __slots__ = (
+        "_slices",
+        "_stale",
+        "_tolls_ms",
+        "current",
+        "fresh",
+        "id",
+        "keys",
+        "max",
+        "overrides",
+        "quick_max",
+        "quick_unflushed_max",
+        "slice",
+        "slice_end_ms",
+        "slice_ms",
+        "used",
+        "waiting",
+    )
+
+    def __init__(self, id: MetersId, keys: Keys) -> None:
+        self.id = id
+        self.slice_ms = -(-id.window_ms // SLICES_PER_WINDOW)
+        self.keys = keys
+        self.used = array("q", bytes(8 * len(keys.names)))
+        self.slice = -1
+        self.slice_end_ms = 0
+        self.current: dict[int, int] = {}
+        self.fresh: dict[int, int] = {}
+        self.waiting: list[Batch] = []
+        self._tolls_ms: list[int] = []
+        self._slices: dict[int, dict[int, int]] = {}
+        self._stale: list[dict[int, int]] = []
+        keys.meters.append(self)
+        self.set_max(0, {})
+
+    def set_max(self, max: int, overrides: dict[str, int]) -> None:
+        """What a key may use in a window, and which keys may use more or less: UNLIMITED, or 0 for blocked."""
+        self.max = max
+        self.overrides = overrides
+        self._set_quick()
+
+    def set_tolls(self, tolls_ms: Collection[int]) -> None:
+        """When this node started after an unclean stop: for one window each costs what may have been lost."""
+        self._tolls_ms = list(tolls_ms)
+        self._set_quick()
+
+    def _set_quick(self) -> None:
+        """Below these no closer look is needed; a closer look is always needed where keys differ."""
+        alike = not self._tolls_ms and not self.overrides
+        self.quick_max = self.max if alike else -1
+        self.quick_unflushed_max = unflushed_max(self.max) if alike else -1
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def oldest(self, now_ms: int) -> int:
+        """The oldest slice that still counts."""
+        return (now_ms - self.id.window_ms) // self.slice_ms
+
+    def advance(self, now_ms: int) -> None:
+        """Begin the slice that `now_ms` lies in. Callers on the decision path compare `slice_end_ms` first."""
+        if now_ms < self.slice_end_ms:
+            return
+        oldest = self.oldest(now_ms)
+        for number in [number for number in self._slices if number < oldest]:
+            self._stale.append(self._slices.pop(number))
+        self.waiting = [(number, amounts) for number, amounts in self.waiting if number >= oldest]
+        if self.fresh:
+            if self.slice >= oldest:
+                self.waiting.append((self.slice, self.fresh))
+            self.fresh = {}
+        if self.slice in self._slices and not self.current:
+            del self._slices[self.slice]
+        self.slice = now_ms // self.slice_ms
+        self.slice_end_ms = (self.slice + 1) * self.slice_ms
+        self.current = self._slices.setdefault(self.slice, {})
+        if self._tolls_ms:
+            self.set_tolls([toll_ms for toll_ms in self._tolls_ms if toll_ms // self.slice_ms >= oldest])
+
+    def expire(self, entries_max: int) -> int:
+        """Subtract up to `entries_max` entries of slices that ran out. Returns how many it did."""
+        done = 0
+        while self._stale and done < entries_max:
+            amounts = self._stale[-1]
+            if not amounts:
+                self._stale.pop()
+                continue
+            row, amount = amounts.popitem()
+            self.used[row] -= amount
+            if not self.used[row]:
+                self.keys.release(row)
+            done += 1
+        return done
+
+    def settle(self, row: int) -> None:
+        """Subtract at once what has run out for one row."""
+        for amounts in self._stale:
+            amount = amounts.get(row)
+            if amount:
+                self.used[row] -= amount
+                amounts[row] = 0
+
+    # --- questions --------------------------------------------------------------------------------------------------
+
+    def max_of(self, key: str) -> int:
+        """What the key may use in a window: `max`, or its override."""
+        return self.overrides.get(key, self.max) if self.overrides else self.max
+
+    def allowance(self, key: str, now_ms: int) -> int:
+        """What usage may rise to: `max_of`, less what is assumed used after unclean stops within the window."""
+        self.advance(now_ms)
+        top = self.max_of(key)
+        return top - len(self._tolls_ms) * unflushed_max(top)
+
+    def usage(self, row: int | None, now_ms: int) -> int:
+        """Used within the window, exactly; no row, no usage."""
+        if row is None:
+            return 0
+        self.advance(now_ms)
+        self.settle(row)
+        return self.used[row]
+
+    def slices(self, row: int | None, now_ms: int) -> list[tuple[int, int]]:
+        """(slice, amount) of one row, oldest first, without the empty ones."""
+        self.advance(now_ms)
+        if row is None:
+            return []
+        amounts = ((number, self._slices[number].get(row, 0)) for number in sorted(self._slices))
+        return [(number, amount) for number, amount in amounts if amount]
+
+    def wait_ms(self, key: str, row: int | None, amount: int, now_ms: int) -> int | None:
+        """How long until `amount` could be charged: 0 if now, None if never."""
+        excess = self.usage(row, now_ms) + amount - self.allowance(key, now_ms)
+        if excess <= 0:
+            return 0
+        toll = unflushed_max(self.max_of(key))
+        ends = self.slices(row, now_ms) + [(toll_ms // self.slice_ms, toll) for toll_ms in self._tolls_ms]
+        for number, freed in sorted(ends):
+            excess -= freed
+            if excess <= 0:
+                return (number + 1) * self.slice_ms + self.id.window_ms - now_ms
+        return None
+
+    def must_wait(self, key: str, row: int) -> bool:
+        """Whether more is charged to the row and not on disk than may be answered before it is."""
+        pending = self.fresh.get(row, 0) + sum(amounts.get(row, 0) for _, amounts in self.waiting)
+        return pending > unflushed_max(self.max_of(key))
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+
+    def refund(self, row: int, key: str, number: int, amount: int) -> None:
+        """Take a charge of slice `number` back, because it could not be stored and the mail was not let through."""
+        amounts = self._slices.get(number, {})
+        if amounts.get(row, 0) >= amount and self.keys.names[row] == key:
+            self.used[row] -= amount
+            amounts[row] -= amount
+
+    def reset(self, row: int) -> None:
+        """Forget what the row has used. The caller forgets it on disk, too."""
+        self.used[row] = 0
+        self.fresh.pop(row, None)
+        for amounts in [*self._slices.values(), *self._stale, *(amounts for _, amounts in self.waiting)]:
+            amounts.pop(row, None)
+        self.keys.release(row)
+
+    def load(self, number: int, key: str, amount: int) -> None:
+        """Add what an earlier run or an earlier form of this limit had counted in slice `number`."""
+        row = self.keys.row(key)
+        if row is None:
+            row = self.keys.add(key)
+        self.used[row] += amount
+        amounts = self._slices.setdefault(number, {})
+        amounts[row] = amounts.get(row, 0) + amount
+
+    def adopt(self, other: Meters) -> None:
+        """Take over what `other` counted in a window of another length. An amount never ends earlier than it did."""
+        for number, key, amount in other.entries():
+            self.load(((number + 1) * other.slice_ms - 1) // self.slice_ms, key, amount)
+        self.waiting = [(number, dict(amounts)) for number, amounts in self._slices.items()]
+
+    def retire(self) -> None:
+        """Nobody asks any more: let `expire` take everything away."""
+        self._stale.extend(self._slices.values())
+        self._slices = {}
+        self.current = {}
+        self.fresh = {}
+        self.waiting = []
+
+    # --- the disk -----------------------------------------------------------------------------------------------------
+
+    def take_unflushed(self) -> list[Batch]:
+        """The batches (slice, rows) that are not on disk; pass them to `flushed` when they are."""
+        if self.fresh:
+            self.waiting.append((self.slice, self.fresh))
+            self.fresh = {}
+        return list(self.waiting)
+
+    def flushed(self, batches: Iterable[Batch]) -> None:
+        """These batches are on disk."""
+        done = {id(amounts) for _, amounts in batches}
+        self.waiting = [batch for batch in self.waiting if id(batch[1]) not in done]
+
+    def sums(self, number: int, rows: Iterable[int]) -> list[tuple[str, int]]:
+        """(key, amount) of some rows in a slice."""
+        amounts, names = self._slices.get(number, {}), self.keys.names
+        return [(name, amounts[row]) for row in rows if (name := names[row]) is not None and row in amounts]
+
+    def entries(self) -> Iterator[tuple[int, str, int]]:
+        """(slice, key, amount) of everything that is held, for taking it over into another form of the limit."""
+        for number, amounts in self._slices.items():
+            for row, amount in amounts.items():
+                key = self.keys.names[row]
+                if key is not None and amount:
+                    yield number, key, amount
+
+
+class Ledger:
+    """All meters of this node, by what they count.
+
+    `tolls_ms` are the starts after unclean stops. While `answer_unflushed` is False every charge must be on disk before
+    it is answered.
+    """
+
+    def __init__(self, keys_max: int = KEYS_MAX) -> None:
+        self.meters: dict[MetersId, Meters] = {}
+        self.tolls_ms: list[int] = []
+        self.answer_unflushed = False
+        self._keys: dict[str, Keys] = {}
+        self._keys_max = keys_max
+        self._retired: list[Meters] = []
+
+    def keys(self, key: str) -> Keys:
+        """The rows for a kind of key."""
+        if key not in self._keys:
+            self._keys[key] = Keys(self._keys_max)
+        return self._keys[key]
+
+    def open(self, id: MetersId) -> Meters:
+        """The meters with this id. New ones begin with what the same limit counted in a window of another length."""
+        meters = self.meters.get(id)
+        if meters is None:
+            meters = Meters(id, self.keys(id.key))
+            meters.set_tolls(self.tolls_ms)
+            like = [other for other in self.meters.values() if other.id[:3] == id[:3]]
+            if like:
+                longer = [other for other in like if other.id.window_ms >= id.window_ms]
+                meters.adopt(min(longer, key=_window) if longer else max(like, key=_window))
+            self.meters[id] = meters
+        return meters
+
+    def restore(self, id: MetersId) -> Meters:
+        """The meters that an earlier run had, empty: the caller loads them."""
+        meters = self.meters[id] = Meters(id, self.keys(id.key))
+        meters.set_tolls(self.tolls_ms)
+        return meters
+
+    def retain(self, ids: Collection[MetersId]) -> list[MetersId]:
+        """Retire all other meters. Returns their ids."""
+        gone = [id for id in self.meters if id not in ids]
+        for id in gone:
+            meters = self.meters.pop(id)
+            meters.retire()
+            self._retired.append(meters)
+        return gone
+
+    def expire(self, now_ms: int, entries_max: int) -> bool:
+        """Forget what has run out, at most so many entries. True if there may be more."""
+        left = entries_max
+        for meters in self.meters.values():
+            meters.advance(now_ms)
+            left -= meters.expire(left)
+        for meters in list(self._retired):
+            left -= meters.expire(left)
+            if left:
+                meters.keys.meters.remove(meters)
+                self._retired.remove(meters)
+        return left <= 0
+
+
+def _window(meters: Meters) -> int:
+    return meters.id.window_ms
+
+
+def unflushed_max(max: int) -> int:
+    """Of a meter with this `max`, what may be admitted before it is on disk, and what an unclean stop is taken to cost.
+
+    A limit that is changed between crash and restart needs no memory of its old value: with `new` < `old` at most
+    new - new/20 + old/20 is admitted, which is not above `old`, and the larger of the two holds while one is changed.
+    """
+    return max // UNFLUSHED_PART or 1

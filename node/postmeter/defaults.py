@@ -1,0 +1,78 @@
+"""Every number that someone may want to change, with the reason for it. Units stand last in the name.
+
+What an operator may set is in settings.py; these are the limits of what comes from outside, and the paces of the agent.
+"""
+
+# --- what a client of the policy port may send --------------------------------------------------------------------
+# Postfix compiles its own cap on attribute strings out. Its line_length_limit is 2,048; certificate subjects may be
+# longer, and 29 to 33 attributes of which a few are long stay far below these.
+LINE_CHARS_MAX = 4096
+ATTRIBUTES_MAX = 100
+REQUEST_BYTES_MAX = 32 * 1024
+# smtpd's default process limit is 100 a service, large sites run some thousands; a cap below the number of smtpd
+# processes stalls mail.
+CONNECTIONS_MAX = 10_000
+LISTEN_BACKLOG = 4096
+# A key longer than this is cut from a hostile client: RFC 5321 allows 254 characters of address.
+KEY_CHARS_MAX = 512
+# smtpd puts the reply's text into an SMTP line of at most 512 bytes.
+REPLY_CHARS_MAX = 400
+
+# --- meters ---------------------------------------------------------------------------------------------------------
+SLICES_PER_WINDOW = 60
+WINDOW_MS_MIN = 1_000
+WINDOW_MS_MAX = 400 * 86_400_000
+# About 130 to 250 bytes a meter: a million keys stay below 350 MB.
+KEYS_MAX = 1_000_000
+# Admissions that may be answered before they are on disk, as a part of `max`; a crash costs as much for one window.
+UNFLUSHED_PART = 20
+# Expired entries are subtracted in portions, so that no request waits for a large slice to be forgotten.
+EXPIRE_ENTRIES_MAX = 500
+EXPIRE_PAUSE_S = 0.005
+TIDY_INTERVAL_S = 1.0
+# Charged requests that are remembered, so that Postfix's repeat after a lost reply is not charged twice: at 1,000
+# messages a second as long as smtpd's timeout of 100 s.
+REPEATS_MAX = 100_000
+
+# --- the usage view -------------------------------------------------------------------------------------------------
+# What a portion of gossip holds at most: merged in 0.5 ms. Every node keeps to it, so never lower it.
+VIEW_PORTION_ENTRIES_MAX = 200
+# What others used, per (node, meter, slice).
+VIEW_ENTRIES_MAX = 1_000_000
+VIEW_METERS_MAX = 10_000
+VIEW_NODES_MAX = 1_000
+# A node is remembered so long after its last entry ran out: far longer than a message can be under way.
+VIEW_KEEP_MS = 600_000
+
+# --- storage --------------------------------------------------------------------------------------------------------
+FLUSH_INTERVAL_S = 0.1
+# One statement stores so many meters: long enough to be cheap, short enough not to hold the interpreter for 1 ms.
+FLUSH_ROWS_MAX = 500
+FORGET_ROWS_MAX = 5_000
+# A message that has to wait for the disk longer than this is answered with the fail-safe.
+FLUSH_WAIT_S_MAX = 5.0
+FLUSH_RETRY_S_MAX = 5.0
+# Nothing charged for so long: the state is marked clean, and a crash costs nothing.
+IDLE_CLEAN_S = 60.0
+
+# --- files and the command line ---------------------------------------------------------------------------------------
+FILE_BYTES_MAX = 16 * 1024 * 1024
+LIMITS_MAX = 1_000
+CONDITION_DEPTH_MAX = 8
+DRAIN_S_MAX = 5.0
+
+# --- the admin socket -------------------------------------------------------------------------------------------------
+# One policy request is the largest thing that is asked.
+CONTROL_BYTES_MAX = 2 * REQUEST_BYTES_MAX
+# Command lines, monitoring, and who watches the health; each holds some 100 kB at most.
+CONTROL_CALLS_MAX = 64
+# Who watches the health does so for ever, and must not delay a restart.
+CONTROL_GRACE_S = 0.5
+# So many keys are looked at before Postfix is answered again: about 0.02 ms for `top`, 0.5 ms for likely spellings.
+SCAN_ROWS_MAX = 500
+# With keys of KEY_CHARS_MAX an answer stays below the 4 MB that gRPC clients take.
+TOP_KEYS_MAX = 1_000
+NEAREST_KEYS_MAX = 5
+# The command line waits so long: `top` over a million keys on a busy node takes some seconds.
+CALL_TIMEOUT_S = 30.0
+WATCH_S_MIN = 0.1

@@ -1,0 +1,79 @@
+"""One log line per event, on standard error, in words that can be searched for.
+
+    text    NAME key=value key="a value"    (logfmt; under systemd with a priority, elsewhere with the time)
+    json    {"time": ..., "level": ..., "event": ..., "key": ...}
+
+Values from outside are escaped: no control character, no line break, nothing that is not UTF-8.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from datetime import datetime
+from typing import Literal
+
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+
+_log = logging.getLogger("postmeter")
+
+
+def event(level: int, name: str, /, **fields: object) -> None:
+    """Log an event at a level of `logging`. Fields that are None are left out."""
+    if _log.isEnabledFor(level):
+        _log.log(level, name, extra={"fields": {key: value for key, value in fields.items() if value is not None}})
+
+
+def failure(name: str, error: BaseException) -> None:
+    """Log a bug with its traceback, in one line."""
+    _log.error(name, exc_info=error, extra={"fields": {}})
+
+
+def is_asked(level: int) -> bool:
+    """Whether lines of this level are written at all."""
+    return _log.isEnabledFor(level)
+
+
+def set_up(level: str, format: Literal["text", "json"]) -> None:
+    """Write to standard error from this level on: debug, info, warning or error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if format == "json" else _Text())
+    _log.handlers = [handler]
+    _log.propagate = False
+    _log.setLevel(level.upper())
+
+
+class _Text(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__()
+        self._in_journal = "JOURNAL_STREAM" in os.environ
+
+    def format(self, record: logging.LogRecord) -> str:
+        words = [record.getMessage(), *(f"{key}={_quoted(value)}" for key, value in _fields(record).items())]
+        if self._in_journal:
+            return f"<{_PRIORITIES.get(record.levelno, 6)}>" + " ".join(words)
+        time = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
+        return " ".join([time, record.levelname.lower(), *words])
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
+        line = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
+        return json.dumps({**line, **_fields(record)}, default=str)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    fields: dict[str, object] = getattr(record, "fields", {})
+    if record.exc_info:
+        return {**fields, "traceback": logging.Formatter().formatException(record.exc_info)}
+    return fields
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    if text and text.isprintable() and not any(char in ' "=\\' for char in text):
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())

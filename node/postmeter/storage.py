@@ -1,0 +1,209 @@
+"""The state directory: usage in SQLite, one agent at a time, and what is needed to go on after a stop of any kind.
+
+    DIR/lock           held (flock) while an agent runs
+    DIR/state.sqlite   usage by meters, slice and key; the clock; whether the last stop was clean
+    DIR/limits.yaml    the last good limits, for a start while the limits file is wrong
+
+All amounts of a flush go in with one statement for many rows, given as JSON: SQLite then works without holding the
+interpreter, so that requests are answered meanwhile. A row holds the sum of its slice: writing it again does no harm.
+
+Keys may hold bytes that are not UTF-8; they are kept as lone surrogates, encoded as three bytes each.
+
+Every error of the file system or of SQLite becomes a StorageError that names the directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from postmeter.core.meters import MetersId
+from postmeter.defaults import FLUSH_ROWS_MAX, FORGET_ROWS_MAX
+from postmeter.errors import StorageError
+
+_VERSION = 1
+_SCHEMA = f"""
+CREATE TABLE node (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+CREATE TABLE meters (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, key TEXT NOT NULL, count TEXT NOT NULL, window_ms INTEGER NOT NULL,
+    UNIQUE (name, key, count, window_ms));
+CREATE TABLE usage (
+    meters INTEGER NOT NULL, slice INTEGER NOT NULL, key TEXT NOT NULL, amount INTEGER NOT NULL,
+    PRIMARY KEY (meters, slice, key)) WITHOUT ROWID;
+PRAGMA user_version = {_VERSION};
+"""
+_PUT = """
+INSERT INTO usage (meters, slice, key, amount)
+SELECT ?1, ?2, json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?3) WHERE true
+ON CONFLICT DO UPDATE SET amount = excluded.amount
+"""
+_RESET = "DELETE FROM usage WHERE meters = ? AND key = json_extract(?, '$')"
+_FORGET = """
+DELETE FROM usage WHERE meters = ?1 AND slice < ?2 AND (slice, key) IN (
+    SELECT slice, key FROM usage WHERE meters = ?1 AND slice < ?2 LIMIT ?3)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A moment of the ledger's clock (ms) and the same moment of the wall clock (ms since 1970) in one boot."""
+
+    ledger_ms: int
+    wall_ms: int
+    boot_id: str
+    offset_ms: int
+
+
+@dataclass(slots=True)
+class Flush:
+    """What one transaction stores: (meters, slice, [(key, amount)]), and before that what is forgotten.
+
+    `oldest` are the oldest slices that still count; `retired` meters are forgotten as a whole.
+    """
+
+    moment: Moment
+    clean: bool
+    tolls_ms: list[int]
+    resets: list[tuple[MetersId, str]] = field(default_factory=list)
+    retired: list[MetersId] = field(default_factory=list)
+    amounts: list[tuple[MetersId, int, list[tuple[str, int]]]] = field(default_factory=list)
+    oldest: list[tuple[MetersId, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What an earlier run left. `moment` is None in a new directory."""
+
+    moment: Moment | None
+    clean: bool
+    tolls_ms: list[int]
+    meters: list[MetersId]
+
+
+class Storage:
+    """The state directory of this agent, locked. All methods but the constructor may run in another thread."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        with self._errors("cannot use the state directory"):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o750)
+            self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
+                os.close(self._lock)
+                raise StorageError(
+                    f"{directory}: another agent (process {owner or 'unknown'}) uses this state directory;"
+                    " stop it, or give this one a state_dir of its own"
+                ) from None
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+            self._db = sqlite3.connect(directory / "state.sqlite", isolation_level=None, check_same_thread=False)
+            self._prepare()
+        self._ids = {MetersId(*row[1:]): row[0] for row in self._db.execute("SELECT * FROM meters")}
+        self._forgotten: dict[int, int] = {}
+
+    def _prepare(self) -> None:
+        self._db.text_factory = _text
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        elif version != _VERSION:
+            raise StorageError(
+                f"{self.directory}: the state is of version {version}, this agent reads version {_VERSION};"
+                " run the version of Postmeter that wrote it, or move the directory away and start with empty meters"
+            )
+
+    def load(self) -> State:
+        """What an earlier run left, without the amounts."""
+        with self._errors("cannot read"):
+            node = dict(self._db.execute("SELECT name, value FROM node"))
+        if "ledger_ms" not in node:
+            return State(None, True, [], [])
+        moment = Moment(node["ledger_ms"], node["wall_ms"], node["boot_id"], node["offset_ms"])
+        return State(moment, bool(node["clean"]), json.loads(node["tolls_ms"]), list(self._ids))
+
+    def amounts(self, id: MetersId, oldest: int) -> Iterator[tuple[int, str, int]]:
+        """(slice, key, amount) of some meters, from slice `oldest` on."""
+        query = "SELECT slice, key, amount FROM usage WHERE meters = ? AND slice >= ? AND amount > 0"
+        with self._errors("cannot read"):
+            yield from self._db.execute(query, (self._ids[id], oldest))
+
+    def write(self, flush: Flush) -> None:
+        """Store a flush as a whole, and make sure that it is on the disk. Raises StorageError."""
+        with self._errors("cannot write"):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._write(flush)
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                self._ids = {MetersId(*row[1:]): row[0] for row in self._db.execute("SELECT * FROM meters")}
+                raise
+
+    def _write(self, flush: Flush) -> None:
+        run = self._db.execute
+        values = {
+            "ledger_ms": flush.moment.ledger_ms,
+            "wall_ms": flush.moment.wall_ms,
+            "boot_id": flush.moment.boot_id,
+            "offset_ms": flush.moment.offset_ms,
+            "clean": int(flush.clean),
+            "tolls_ms": json.dumps(flush.tolls_ms),
+        }
+        self._db.executemany("INSERT OR REPLACE INTO node VALUES (?, ?)", values.items())
+        for id in flush.retired:
+            number = self._ids.pop(id, None)
+            run("DELETE FROM usage WHERE meters = ?", (number,))
+            run("DELETE FROM meters WHERE id = ?", (number,))
+        for id, key in flush.resets:
+            run(_RESET, (self._number(id), json.dumps(key)))
+        for id, slice, rows in flush.amounts:
+            for start in range(0, len(rows), FLUSH_ROWS_MAX):
+                run(_PUT, (self._number(id), slice, json.dumps(rows[start : start + FLUSH_ROWS_MAX])))
+        self._forget(flush.oldest)
+
+    def _forget(self, oldest: Sequence[tuple[MetersId, int]]) -> None:
+        left = FORGET_ROWS_MAX
+        for id, slice in oldest:
+            number = self._number(id)
+            if left > 0 and self._forgotten.get(number) != slice:
+                gone = self._db.execute(_FORGET, (number, slice, left)).rowcount
+                if gone < left:
+                    self._forgotten[number] = slice
+                left -= gone
+
+    def _number(self, id: MetersId) -> int:
+        number = self._ids.get(id)
+        if number is None:
+            row = self._db.execute(
+                "INSERT INTO meters (name, key, count, window_ms) VALUES (?, ?, ?, ?) RETURNING id", id
+            ).fetchone()
+            number = self._ids[id] = int(row[0])
+        return number
+
+    def close(self) -> None:
+        """Release the directory."""
+        self._db.close()
+        os.close(self._lock)
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(f"{self.directory}: {what}: {error}") from error
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
