@@ -158,6 +158,8 @@ class Node:
             if row is not None and limit in (None, id.limit):
                 forgotten.append((id, meters.usage(row, self.now_ms())))
                 meters.reset(row)
+        if not forgotten:
+            return []
         stored = asyncio.get_running_loop().create_future()
         self._flusher.forget(resets=[(id, key) for id, _ in forgotten])
         self._flusher.hold(stored.set_result)

@@ -175,7 +175,7 @@ def test_overrides_and_tolls_change_the_allowance() -> None:
     """An override replaces max; an unclean stop costs what may have been lost, of the key's own max, for one window."""
     meters = open_meters(max=100, overrides={"big": 1000, "boss": UNLIMITED, "evil": 0})
     meters.set_tolls([0])
-    assert [95, 950, UNLIMITED - UNLIMITED // 20, -1] == [
+    assert [95, 950, UNLIMITED - UNLIMITED // 20, 0] == [
         meters.allowance(key, 0) for key in ("alice", "big", "boss", "evil")
     ]
     assert 100 == meters.allowance("alice", WINDOW_MS + SLICE_MS)
@@ -183,7 +183,7 @@ def test_overrides_and_tolls_change_the_allowance() -> None:
 
 def test_what_is_not_on_disk_is_bounded() -> None:
     """Up to 5 % of max, and at least one, may be answered before it is stored; what is being stored counts, too."""
-    assert [1, 1, 1, 1, 2, 50] == [unflushed_max(max) for max in (0, 1, 20, 39, 40, 1000)]
+    assert [0, 1, 1, 1, 2, 50] == [unflushed_max(max) for max in (0, 1, 20, 39, 40, 1000)]
     meters = open_meters(max=40)
     row = charge(meters, "alice", 2, 0)
     assert not meters.must_wait("alice", row)

@@ -380,4 +380,4 @@ def unflushed_max(max: int) -> int:
     A limit that is changed between crash and restart needs no memory of its old value: with `new` < `old` at most
     new - new/20 + old/20 is admitted, which is not above `old`, and the larger of the two holds while one is changed.
     """
-    return max // UNFLUSHED_PART or 1
+    return max // UNFLUSHED_PART or min(max, 1)
