@@ -13,11 +13,13 @@ import logging
 import resource
 import signal
 import socket
+import sys
 
 import uvloop
 
 from postmeter import __version__, logs, systemd
 from postmeter.control import ControlServer
+from postmeter.defaults import SWITCH_INTERVAL_S
 from postmeter.errors import ConfigError, PostmeterError
 from postmeter.node import Node, log_problems
 from postmeter.postfix import PolicyPort
@@ -26,8 +28,9 @@ from postmeter.sockets import bind
 
 
 def run(settings: Settings) -> int:
-    """Run until a signal says to stop. Returns the exit status: 0, or 2 if it could not start."""
+    """Run until a signal says to stop. Returns the exit status: 0, 2 if it could not start, 70 after a bug."""
     logs.set_up(settings.log_level, settings.log_format)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     _raise_open_files()
     try:
         return uvloop.run(_run(settings))
@@ -35,6 +38,9 @@ def run(settings: Settings) -> int:
         log_problems("cannot start", error)
     except PostmeterError as error:
         logs.event(logging.ERROR, "cannot go on", reason=error)
+    except Exception as error:  # noqa: BLE001 - the journal must say why
+        logs.failure("ended by a bug", error)
+        return 70
     return 2
 
 
@@ -45,7 +51,14 @@ async def _run(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     passed = systemd.passed_sockets()
     node = Node(settings)
-    loop.add_signal_handler(signal.SIGHUP, _reload, node)
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = asyncio.create_task(_reload(node))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
     running = asyncio.create_task(node.run())
     running.add_done_callback(lambda _: stop.set())
     control = ControlServer(node)
@@ -84,9 +97,9 @@ def _address(sock: socket.socket) -> str:
     return f"systemd:{name[0]}:{name[1]}" if isinstance(name, tuple) else f"systemd:{name}"
 
 
-def _reload(node: Node) -> None:
+async def _reload(node: Node) -> None:
     try:
-        node.reload()
+        await node.reload()
     except ConfigError as error:
         log_problems("limits refused", error)
         logs.event(logging.ERROR, "last good limits stay in force", file=node.settings.limits)

@@ -170,7 +170,7 @@ class Control(control_pb2_grpc.ControlServicer):
         """Read the limits again."""
         problems: list[str] = []
         try:
-            self._node.reload()
+            await self._node.reload()
         except ConfigError as error:
             problems = error.problems
         return pb.ReloadResponse(problems=problems, limits=len(self._node.policy.limits))

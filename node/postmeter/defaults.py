@@ -44,10 +44,13 @@ VIEW_NODES_MAX = 1_000
 # A node is remembered so long after its last entry ran out: far longer than a message can be under way.
 VIEW_KEEP_MS = 600_000
 
+# A thread that reads a large limits file or prepares a flush must not keep a request waiting longer than this.
+SWITCH_INTERVAL_S = 0.000_5
+
 # --- storage --------------------------------------------------------------------------------------------------------
 FLUSH_INTERVAL_S = 0.1
 # One statement stores so many meters: long enough to be cheap, short enough not to hold the interpreter for 1 ms.
-FLUSH_ROWS_MAX = 500
+FLUSH_ROWS_MAX = 1_000
 FORGET_ROWS_MAX = 5_000
 # A message that has to wait for the disk longer than this is answered with the fail-safe.
 FLUSH_WAIT_S_MAX = 5.0

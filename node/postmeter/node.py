@@ -107,11 +107,12 @@ class Node:
 
     # --- limits -------------------------------------------------------------------------------------------------------
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Put the limits file into force. Raises ConfigError with all its problems; the limits stay as they were."""
-        text = read_text(self.settings.limits)
-        self.policy = self._put_in_force(read_limits(text, str(self.settings.limits)))
-        self._keep(text)
+        path = self.settings.limits
+        text = await asyncio.to_thread(read_text, path)
+        self.policy = self._put_in_force(await asyncio.to_thread(read_limits, text, str(path)))
+        await asyncio.to_thread(self._keep, text)
 
     def _first_limits(self) -> list[Limit]:
         try:

@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Answer what is complete."""
-        if not self._unread and not self._waiting and data.find(_END) == len(data) - 2:
+        if not self._unread and not self._waiting and 0 < data.find(_END) == len(data) - 2:
             self._ask(data)
             return
         known = len(self._unread)

@@ -40,7 +40,7 @@ PRAGMA user_version = {_VERSION};
 """
 _PUT = """
 INSERT INTO usage (meters, slice, key, amount)
-SELECT ?1, ?2, json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?3) WHERE true
+SELECT ?1, ?2, key, atom FROM json_each(?3) WHERE true
 ON CONFLICT DO UPDATE SET amount = excluded.amount
 """
 _RESET = "DELETE FROM usage WHERE meters = ? AND key = json_extract(?, '$')"
@@ -170,7 +170,7 @@ class Storage:
             run(_RESET, (self._number(id), json.dumps(key)))
         for id, slice, rows in flush.amounts:
             for start in range(0, len(rows), FLUSH_ROWS_MAX):
-                run(_PUT, (self._number(id), slice, json.dumps(rows[start : start + FLUSH_ROWS_MAX])))
+                run(_PUT, (self._number(id), slice, json.dumps(dict(rows[start : start + FLUSH_ROWS_MAX]))))
         self._forget(flush.oldest)
 
     def _forget(self, oldest: Sequence[tuple[MetersId, int]]) -> None:

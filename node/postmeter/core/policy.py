@@ -299,6 +299,7 @@ _UNITS = ("messages", "recipients", "bytes")
 _stage = attribute("protocol_state")
 _instance = attribute("instance")
 _recipient = attribute("recipient")
+_queue_id = attribute("queue_id")
 _recipient_count = number("recipient_count")
 _size = number("size")
 
@@ -388,9 +389,12 @@ class _Plan:
     def mark(self, request: Request) -> tuple[str, str]:
         """(instance, what the request is recognised by); both "" where nothing is charged or `instance` is empty."""
         instance = _instance(request) if self.charges else ""
-        if self._at_rcpt and instance:
+        if not instance:
+            return "", ""
+        if self._at_rcpt:
             return instance, f"{instance}\n{_recipient(request)}"
-        return instance, instance
+        # If another service refuses the message, the client may add recipients and send it again as the same instance.
+        return instance, f"{instance}\n{_queue_id(request)}\n{_recipient_count(request)}"
 
     def amounts(self, request: Request) -> tuple[int, int, int]:
         """Messages, recipients and bytes of the request, as far as they are counted."""

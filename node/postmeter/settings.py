@@ -1,0 +1,201 @@
+"""The agent's settings: one YAML file, every setting with a default, so that none is needed.
+
+    listen: inet:127.0.0.1:10040       # or a list; inet:[::1]:10040, unix:/PATH,
+                                       # {unix: /PATH, owner: USER, group: GROUP, mode: "0660"}
+    state_dir: /var/lib/postmeter
+    admin_socket: /run/postmeter/admin.sock
+    limits: /etc/postmeter/limits.yaml
+    charge_at: end-of-message          # or rcpt
+    on_error: defer                    # or dunno
+    log: {level: info, format: text}   # debug, info, warning, error; text or json
+
+HELP says what each is for. Paths of sockets are absolute, others may start at the file's directory. Owner and group
+must exist on this machine.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Literal, get_args
+
+from postmeter.core.policy import ChargeAt
+from postmeter.documents import (
+    Node,
+    Problems,
+    RefusedError,
+    attempt,
+    choice,
+    compose,
+    fields,
+    listed,
+    quote,
+    read_text,
+    scalar,
+    take,
+)
+
+DEFAULT_PATH = Path("/etc/postmeter/postmeter.yaml")
+# An address of a unix socket has at most 107 bytes, of which a temporary name while it is made takes some.
+SOCKET_PATH_BYTES_MAX = 96
+
+OnError = Literal["defer", "dunno"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+
+_LISTENER = "write inet:127.0.0.1:10040, inet:[::1]:10040 or unix:/path/of/socket"
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Where to listen: `path` for a unix socket, else `host` and `port`. No owner or group: those of the agent."""
+
+    host: str = ""
+    port: int = 0
+    path: Path | None = None
+    owner: str | None = None
+    group: str | None = None
+    mode: int = 0o660
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"inet:[{self.host}]:{self.port}" if ":" in self.host else f"inet:{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator decides about this agent. HELP says what for."""
+
+    listen: tuple[Listener, ...] = (Listener("127.0.0.1", 10040),)
+    state_dir: Path = Path("/var/lib/postmeter")
+    admin_socket: Listener = Listener(path=Path("/run/postmeter/admin.sock"))
+    limits: Path = Path("/etc/postmeter/limits.yaml")
+    charge_at: ChargeAt = "end-of-message"
+    on_error: OnError = "defer"
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
+
+
+HELP = {
+    "listen": "where Postfix asks; one place, or a list",
+    "state_dir": "where usage is kept across restarts: a directory on a local disk, of this agent alone",
+    "admin_socket": "where the commands (ask, show, top, reset, reload) reach the agent",
+    "limits": "the file of limits",
+    "charge_at": "when mail is counted: end-of-message, or rcpt for a Postfix that cannot ask at the end",
+    "on_error": "what Postfix is told when the agent cannot decide: defer, or dunno (let it pass)",
+    "log_level": "debug, info, warning or error",
+    "log_format": "text (name=value) or json",
+}
+
+
+def read_settings(path: Path | None) -> Settings:
+    """The settings in a file, which must exist; without a path in DEFAULT_PATH, or the defaults. Raises ConfigError."""
+    if path is None:
+        if not DEFAULT_PATH.exists():
+            return Settings()
+        path = DEFAULT_PATH
+    return parse_settings(read_text(path), str(path), path.absolute().parent)
+
+
+def parse_settings(text: str, source: str, directory: Path) -> Settings:
+    """The settings in a text. Raises ConfigError with all problems."""
+    problems = Problems(source)
+    names = ("listen", "state_dir", "admin_socket", "limits", "charge_at", "on_error", "log")
+    entries = fields(compose(text, problems), names)
+    default = Settings()
+    path = partial(_path, directory=directory)
+    log = fields(entries["log"], ("level", "format")) if "log" in entries else {}
+    settings = Settings(
+        listen=take(entries, "listen", _listeners, default.listen),
+        state_dir=take(entries, "state_dir", path, default.state_dir),
+        admin_socket=take(entries, "admin_socket", _admin_socket, default.admin_socket),
+        limits=take(entries, "limits", path, default.limits),
+        charge_at=take(entries, "charge_at", choice(get_args(ChargeAt)), default.charge_at),
+        on_error=take(entries, "on_error", choice(get_args(OnError)), default.on_error),
+        log_level=take(log, "level", choice(get_args(LogLevel)), default.log_level),
+        log_format=take(log, "format", choice(get_args(LogFormat)), default.log_format),
+    )
+    problems.check()
+    return settings
+
+
+def parse_listener(text: str) -> Listener:
+    """A listener in its short form. Raises ConfigError."""
+    if text.startswith("unix:"):
+        return Listener(path=_socket_path(text.removeprefix("unix:")))
+    match = re.fullmatch(r"inet:(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):([0-9]{1,5})", text)
+    if not match or not 1 <= int(match[2]) <= 65535:
+        raise RefusedError(f"{quote(text)} is no place to listen", _LISTENER)
+    host = match[1].strip("[]")
+    try:
+        if host != match[1]:
+            IPv6Address(host)
+        elif re.fullmatch("[0-9.]+", host):
+            IPv4Address(host)
+    except ValueError:
+        raise RefusedError(f"{quote(host)} is no address", _LISTENER) from None
+    return Listener(host, int(match[2]))
+
+
+def _listeners(node: Node) -> tuple[Listener, ...]:
+    return tuple(attempt(item, _listener, Listener()) for item in listed(node))
+
+
+def _listener(node: Node) -> Listener:
+    if not isinstance(node.value, dict):
+        return parse_listener(scalar(node, _LISTENER))
+    entries = fields(node, ("unix", "owner", "group", "mode"), {"unix": "unix: /path/of/socket"})
+    return Listener(
+        path=take(entries, "unix", lambda path: _socket_path(scalar(path, "write a path")), None),
+        owner=take(entries, "owner", partial(_account, kind="user", find=pwd.getpwnam), None),
+        group=take(entries, "group", partial(_account, kind="group", find=grp.getgrnam), None),
+        mode=take(entries, "mode", _mode, Listener().mode),
+    )
+
+
+def _admin_socket(node: Node) -> Listener:
+    if isinstance(node.value, str) and not node.value.startswith("unix:"):
+        return Listener(path=_socket_path(scalar(node, "write a path")))
+    return _listener(node)
+
+
+def _socket_path(text: str) -> Path:
+    if not text.startswith("/") or text.endswith("/") or not text.isprintable():
+        raise RefusedError(f"{quote(text)} is no path of a unix socket", "write one such as /run/postmeter/x.sock")
+    if len(os.fsencode(text)) > SOCKET_PATH_BYTES_MAX:
+        raise RefusedError(
+            f"{quote(text)} is too long for a unix socket", f"write at most {SOCKET_PATH_BYTES_MAX} bytes"
+        )
+    return Path(text)
+
+
+def _path(node: Node, directory: Path) -> Path:
+    text = scalar(node, "write a path")
+    if not text.isprintable():
+        raise RefusedError(f"{quote(text)} is no path", "write one without control characters")
+    return directory / text
+
+
+def _account(node: Node, kind: str, find: Callable[[str], object]) -> str:
+    text = scalar(node, f"write the name of a {kind}")
+    try:
+        find(text)
+    except (KeyError, ValueError):
+        raise RefusedError(f"there is no {kind} {quote(text)} here", f"write the name of an existing {kind}") from None
+    return text
+
+
+def _mode(node: Node) -> int:
+    text = scalar(node, 'write a mode such as "0660"')
+    match = re.fullmatch("(?:0o?)?([0-7]{3})", text)
+    if not match:
+        raise RefusedError(f"{quote(text)} is no mode", 'write three octal digits, such as "0660"')
+    return int(match[1], 8)

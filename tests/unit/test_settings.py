@@ -1,0 +1,187 @@
+"""The settings file: defaults, every form of a listener, and each mistake in the words that the operator reads."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from postmeter import settings
+from postmeter.errors import ConfigError
+from postmeter.settings import (
+    HELP,
+    SOCKET_PATH_BYTES_MAX,
+    Listener,
+    Settings,
+    parse_listener,
+    parse_settings,
+    read_settings,
+)
+
+EXAMPLE = Path(__file__).parents[2] / "deploy/examples/postmeter.yaml"
+
+ME = pwd.getpwuid(os.getuid()).pw_name
+MY_GROUP = grp.getgrgid(os.getgid()).gr_name
+LISTENER = "write inet:127.0.0.1:10040, inet:[::1]:10040 or unix:/path/of/socket"
+
+
+def read(text: str) -> Settings:
+    """Settings from a text, as if from a file in /etc/x."""
+    return parse_settings(text, "x.yaml", Path("/etc/x"))
+
+
+def problems_of(text: str) -> list[str]:
+    """What is wrong with a text."""
+    try:
+        read(text)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def test_nothing_needs_to_be_set() -> None:
+    """An empty file, and sections of which all is commented out, are the defaults."""
+    assert Settings() == read("") == read("# nothing") == read("log:\n  # level: debug\n")
+
+
+def test_the_example_shows_every_default() -> None:
+    """Each setting stands in the example with its explanation, and with the value that it has anyway."""
+    text = EXAMPLE.read_text()
+    assert Settings() == parse_settings(text, "postmeter.yaml", Path("/"))
+    for setting in fields(Settings):
+        assert f"# {HELP[setting.name]}" in text
+        assert re.search(f"(?m)^ *{setting.name.removeprefix('log_')}:", text)
+
+
+def test_everything_can_be_set() -> None:
+    """Each setting in another form than its default."""
+    text = f"""
+        listen: ["inet:[::1]:25000", {{unix: /run/p.sock, owner: {ME}, group: {MY_GROUP}, mode: 0600}}]
+        state_dir: state
+        admin_socket: {{unix: /run/a.sock, mode: "0o640"}}
+        limits: /srv/limits.yaml
+        charge_at: RCPT
+        on_error: dunno
+        log: {{level: debug, format: json}}
+    """
+    assert Settings(
+        listen=(Listener("::1", 25000), Listener(path=Path("/run/p.sock"), owner=ME, group=MY_GROUP, mode=0o600)),
+        state_dir=Path("/etc/x/state"),
+        admin_socket=Listener(path=Path("/run/a.sock"), mode=0o640),
+        limits=Path("/srv/limits.yaml"),
+        charge_at="rcpt",
+        on_error="dunno",
+        log_level="debug",
+        log_format="json",
+    ) == read(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("inet:127.0.0.1:10040", Listener("127.0.0.1", 10040)),
+        ("inet:[::1]:10040", Listener("::1", 10040)),
+        ("inet:localhost:1", Listener("localhost", 1)),
+        ("unix:/run/p.sock", Listener(path=Path("/run/p.sock"))),
+    ],
+)
+def test_listeners_have_a_short_form(text: str, expected: Listener) -> None:
+    """It is what they are printed as, too."""
+    assert expected == parse_listener(text)
+    assert text == str(expected)
+
+
+def test_an_admin_socket_is_just_a_path() -> None:
+    """Or a listener on a unix socket."""
+    assert Listener(path=Path("/run/a")) == read("admin_socket: /run/a").admin_socket
+    assert Listener(path=Path("/run/a")) == read("admin_socket: unix:/run/a").admin_socket
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("limts: x", "limts: unknown name; did you mean limits?"),
+        ("log: {levl: x}", "log.levl: unknown name; did you mean level?"),
+        ("log: debug", "log: is not a mapping; write name: value, one below the other and indented alike"),
+        ("log: {level: chatty}", 'log.level: "chatty" is unknown; write one of debug, error, info, warning'),
+        ("charge_at: end-of-mesage", 'charge_at: "end-of-mesage" is unknown; did you mean end-of-message?'),
+        ("on_error: reject", 'on_error: "reject" is unknown; write one of defer, dunno'),
+        ("on_error:", "on_error: is empty; write one of defer, dunno"),
+        ("state_dir: [a]", "state_dir: is a list; write a path"),
+        ('state_dir: "a\\0"', 'state_dir: "a\\x00" is no path; write one without control characters'),
+        ("listen: []", "listen: is an empty list; write at least one value, or remove it"),
+        ("listen: 127.0.0.1:10040", f'listen: "127.0.0.1:10040" is no place to listen; {LISTENER}'),
+        ("listen: inet:::1:10040", f'listen: "inet:::1:10040" is no place to listen; {LISTENER}'),
+        ("listen: inet:127.0.0.1:99999", f'listen: "inet:127.0.0.1:99999" is no place to listen; {LISTENER}'),
+        ("listen: inet:127.0.0.1:0", f'listen: "inet:127.0.0.1:0" is no place to listen; {LISTENER}'),
+        ("listen: inet:127.0.0.300:1", f'listen: "127.0.0.300" is no address; {LISTENER}'),
+        ("listen: inet:[1::2::3]:1", f'listen: "1::2::3" is no address; {LISTENER}'),
+        (
+            "listen: unix:private/p",
+            'listen: "private/p" is no path of a unix socket; write one such as /run/postmeter/x.sock',
+        ),
+        (
+            f"listen: unix:/{'x' * SOCKET_PATH_BYTES_MAX}",
+            f'listen: "/{"x" * 59}..." is too long for a unix socket; write at most {SOCKET_PATH_BYTES_MAX} bytes',
+        ),
+        ("listen: {path: /x, unix: /y}", "listen.path: unknown name; write one of group, mode, owner, unix"),
+        ("listen: {mode: 0600}", "listen: unix is missing; write unix: /path/of/socket"),
+        ("listen: {unix: /x, mode: 0999}", 'listen.mode: "0999" is no mode; write three octal digits, such as "0660"'),
+        ("listen: {unix: /x, mode: rw}", 'listen.mode: "rw" is no mode; write three octal digits, such as "0660"'),
+        (
+            "listen: {unix: /x, owner: no such}",
+            'listen.owner: there is no user "no such" here; write the name of an existing user',
+        ),
+        (
+            "listen: {unix: /x, group: no such}",
+            'listen.group: there is no group "no such" here; write the name of an existing group',
+        ),
+        (
+            "admin_socket: inet:127.0.0.1:1",
+            'admin_socket: "inet:127.0.0.1:1" is no path of a unix socket; write one such as /run/postmeter/x.sock',
+        ),
+    ],
+)
+def test_each_mistake_says_what_is_wrong_and_what_would_be_right(text: str, expected: str) -> None:
+    """One problem for one mistake, with its line and path."""
+    assert [f"x.yaml:1: {expected}"] == problems_of(text)
+
+
+def test_all_problems_come_at_once() -> None:
+    """In the order of their lines."""
+    problems = problems_of("on_error: x\nlisten:\n- inet:1\n- unix:y\nlogs: z")
+    assert [1, 3, 4, 5] == [int(problem.split(":")[1]) for problem in problems]
+
+
+def test_a_file_that_is_named_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one in the usual place need not."""
+    monkeypatch.setattr(settings, "DEFAULT_PATH", tmp_path / "postmeter.yaml")
+    assert Settings() == read_settings(None)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_settings(tmp_path / "postmeter.yaml")
+
+
+def test_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the agent was started."""
+    path = tmp_path / "postmeter.yaml"
+    path.write_text("limits: limits.yaml")
+    monkeypatch.setattr(settings, "DEFAULT_PATH", path)
+    assert tmp_path / "limits.yaml" == read_settings(path).limits == read_settings(None).limits
+
+
+@given(
+    st.lists(st.sampled_from(["listen", "log", "mode", "unix", ": ", "{", "}", "[", "]", "\n", "- ", "/x", "0"])).map(
+        "".join
+    )
+    | st.builds("{}: {}".format, st.sampled_from(["listen", "state_dir", "admin_socket", "log"]), st.text())
+)
+def test_any_text_is_read_or_refused(text: str) -> None:
+    """Nothing but ConfigError is raised, and every problem has a source, a line and a remedy."""
+    assert all(re.match("x.yaml:[0-9]+: .*; ", problem) for problem in problems_of(text))
