@@ -28,8 +28,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from postmeter.core.answer import one_line
 from postmeter.core.limits import ADDRESS_ATTRIBUTES, Key, Limit
 from postmeter.core.meters import OVERFLOW_KEY, OVERFLOW_ROW, UNLIMITED, Meters, MetersId
-from postmeter.core.policy import Reading, answer
-from postmeter.core.request import Parser, Request
+from postmeter.core.policy import answer
+from postmeter.core.request import Parser, Request, single
+from postmeter.core.rule import Reading
 from postmeter.defaults import (
     CONTROL_BYTES_MAX,
     CONTROL_CALLS_MAX,
@@ -295,7 +296,7 @@ def _spelled(key: Key, written: str) -> str:
     """A key as it is counted: in lower case, and an address as its network."""
     name = key.parts[0].attribute
     if len(key.parts) == 1 and name in ADDRESS_ATTRIBUTES:
-        return key.compile()(([written], {name: 0})) or written.lower()
+        return key.compile()(single(name, written)) or written.lower()
     return written.lower()
 
 

@@ -49,8 +49,8 @@ SWITCH_INTERVAL_S = 0.000_5
 
 # --- storage --------------------------------------------------------------------------------------------------------
 FLUSH_INTERVAL_S = 0.1
-# One statement stores so many meters: long enough to be cheap, short enough not to hold the interpreter for 1 ms.
-FLUSH_ROWS_MAX = 1_000
+# A flush is prepared, and stored, in portions of so many keys: no request waits for more than one (some 0.5 ms).
+FLUSH_ROWS_MAX = 500
 FORGET_ROWS_MAX = 5_000
 # A message that has to wait for the disk longer than this is answered with the fail-safe.
 FLUSH_WAIT_S_MAX = 5.0

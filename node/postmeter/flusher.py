@@ -20,9 +20,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from postmeter.clock import Clock
 from postmeter.core.meters import Batch, Ledger, Meters, MetersId
-from postmeter.defaults import FLUSH_INTERVAL_S, FLUSH_RETRY_S_MAX, FLUSH_WAIT_S_MAX, IDLE_CLEAN_S
+from postmeter.defaults import FLUSH_INTERVAL_S, FLUSH_RETRY_S_MAX, FLUSH_ROWS_MAX, FLUSH_WAIT_S_MAX, IDLE_CLEAN_S
 from postmeter.errors import StorageError
-from postmeter.storage import Flush, Storage
+from postmeter.storage import Flush, Storage, packed
 
 Waiter = Callable[[bool], None]
 
@@ -106,7 +106,7 @@ class Flusher:
         waiters = len(self._waiters)
         resets, retired = list(self._resets), list(self._retired)
         batches = [(meters, meters.take_unflushed()) for meters in self._ledger.meters.values()]
-        await self._write(self._build(batches, resets, retired, clean))
+        await self._write(await self._build(batches, resets, retired, clean))
         for meters, taken in batches:
             meters.flushed(taken)
         del self._resets[: len(resets)], self._retired[: len(retired)]
@@ -118,7 +118,7 @@ class Flusher:
         for waiter in answered:
             waiter(True)
 
-    def _build(
+    async def _build(
         self,
         batches: Iterable[tuple[Meters, list[Batch]]],
         resets: list[tuple[MetersId, str]],
@@ -129,8 +129,12 @@ class Flusher:
         flush = Flush(moment, clean, list(self._ledger.tolls_ms), resets, retired)
         for meters, taken in batches:
             flush.oldest.append((meters.id, meters.oldest(moment.ledger_ms)))
-            for number, rows in taken:
-                flush.amounts.append((meters.id, number, meters.sums(number, rows)))
+            for number, taken_rows in taken:
+                rows = list(taken_rows)
+                for start in range(0, len(rows), FLUSH_ROWS_MAX):
+                    part = meters.sums(number, rows[start : start + FLUSH_ROWS_MAX])
+                    flush.amounts.append((meters.id, number, packed(part)))
+                    await asyncio.sleep(0)
         return flush
 
     async def _write(self, flush: Flush) -> None:

@@ -52,7 +52,7 @@ from postmeter.core.limits import (
     duration_text,
 )
 from postmeter.core.meters import UNLIMITED
-from postmeter.core.request import DERIVED, KNOWN
+from postmeter.core.request import DERIVED, KNOWN, single
 from postmeter.defaults import LIMITS_MAX, WINDOW_MS_MAX, WINDOW_MS_MIN
 from postmeter.documents import (
     Node,
@@ -204,7 +204,7 @@ def _fold_part(part: KeyPart, text: str) -> str:
         value, _, bits = text.partition("/")
     elif name in DERIVED:
         name, value = DERIVED[name], f"@{text}"
-    folded = Key((part,)).compile()(([value], {name: 0}))
+    folded = Key((part,)).compile()(single(name, value))
     if not folded or (part.attribute in DERIVED and "@" in text):
         raise RefusedError(f"{quote(text)} is no {part.attribute}", "write it as the requests have it")
     if bits and bits != str(ip_network(folded).prefixlen):

@@ -13,7 +13,7 @@ from typing import Literal
 from postmeter.core.answer import effect
 from postmeter.core.conditions import Condition
 from postmeter.core.limits import Key, Limit, duration_text
-from postmeter.core.request import DERIVED, END_OF_MESSAGE, Request, attribute
+from postmeter.core.request import DERIVED, END_OF_MESSAGE, Request, attribute, single
 from postmeter.settings import Settings
 from postmeter.wiring import LISTS, PostfixStages
 
@@ -68,7 +68,7 @@ def _never(limit: Limit, stage: str) -> Iterator[str]:
         values = _values(name, asked, stage)
         if values is None:
             continue
-        requests = [([value], {name: 0}) for value in values]
+        requests = [single(name, value) for value in values]
         if not any(_fulfils(request, asked) and all(cut(request) for cut in cuts) for request in requests):
             wanted = " and ".join(f"{condition.attribute}: {condition.written}" for condition in asked)
             key = f" and is a key ({limit.key})" if cuts else ""

@@ -61,8 +61,10 @@ class _Text(logging.Formatter):
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
-        line = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
-        return json.dumps({**line, **_fields(record)}, default=str)
+        line = {"time": time, "level": record.levelname.lower(), "event": record.getMessage(), **_fields(record)}
+        # A key that can be printed is found by grep as it is.
+        text = json.dumps(line, default=str, ensure_ascii=False)
+        return text if text.isprintable() else json.dumps(line, default=str)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

@@ -21,8 +21,9 @@ from postmeter.clock import Clock
 from postmeter.core.answer import amount_text
 from postmeter.core.limits import Limit, duration_text
 from postmeter.core.meters import Ledger, MetersId
-from postmeter.core.policy import PERMIT, Decision, Policy, Reading, Repeats
+from postmeter.core.policy import PERMIT, Decision, Policy, Repeats
 from postmeter.core.request import Parser, Request, attribute
+from postmeter.core.rule import Reading
 from postmeter.defaults import EXPIRE_ENTRIES_MAX, EXPIRE_PAUSE_S, TIDY_INTERVAL_S
 from postmeter.documents import read_text
 from postmeter.errors import ConfigError, StorageError

@@ -26,7 +26,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Literal, get_args
 
-from postmeter.core.policy import ChargeAt
+from postmeter.core.rule import ChargeAt
 from postmeter.documents import (
     Node,
     Problems,

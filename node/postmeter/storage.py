@@ -4,8 +4,8 @@
     DIR/state.sqlite   usage by meters, slice and key; the clock; whether the last stop was clean
     DIR/limits.yaml    the last good limits, for a start while the limits file is wrong
 
-All amounts of a flush go in with one statement for many rows, given as JSON: SQLite then works without holding the
-interpreter, so that requests are answered meanwhile. A row holds the sum of its slice: writing it again does no harm.
+All amounts of a flush go in with one statement, as JSON: SQLite works through it without holding the interpreter, so
+that requests are answered meanwhile. A row holds the sum of its slice: writing it again does no harm.
 
 Keys may hold bytes that are not UTF-8; they are kept as lone surrogates, encoded as three bytes each.
 
@@ -18,13 +18,13 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from postmeter.core.meters import MetersId
-from postmeter.defaults import FLUSH_ROWS_MAX, FORGET_ROWS_MAX
+from postmeter.defaults import FORGET_ROWS_MAX
 from postmeter.errors import StorageError
 
 _VERSION = 1
@@ -39,8 +39,11 @@ CREATE TABLE usage (
 PRAGMA user_version = {_VERSION};
 """
 _PUT = """
+WITH parts AS MATERIALIZED (
+    SELECT json_extract(value, '$[0]') AS meters, json_extract(value, '$[1]') AS slice,
+        json_extract(value, '$[2]') AS amounts FROM json_each(?))
 INSERT INTO usage (meters, slice, key, amount)
-SELECT ?1, ?2, key, atom FROM json_each(?3) WHERE true
+SELECT meters, slice, key, atom FROM parts, json_each(amounts) WHERE true
 ON CONFLICT DO UPDATE SET amount = excluded.amount
 """
 _RESET = "DELETE FROM usage WHERE meters = ? AND key = json_extract(?, '$')"
@@ -62,7 +65,7 @@ class Moment:
 
 @dataclass(slots=True)
 class Flush:
-    """What one transaction stores: (meters, slice, [(key, amount)]), and before that what is forgotten.
+    """What one transaction stores: (meters, slice, `packed` rows), and before that what is forgotten.
 
     `oldest` are the oldest slices that still count; `retired` meters are forgotten as a whole.
     """
@@ -72,7 +75,7 @@ class Flush:
     tolls_ms: list[int]
     resets: list[tuple[MetersId, str]] = field(default_factory=list)
     retired: list[MetersId] = field(default_factory=list)
-    amounts: list[tuple[MetersId, int, list[tuple[str, int]]]] = field(default_factory=list)
+    amounts: list[tuple[MetersId, int, str]] = field(default_factory=list)
     oldest: list[tuple[MetersId, int]] = field(default_factory=list)
 
 
@@ -91,24 +94,29 @@ class Storage:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        with self._errors("cannot use the state directory"):
+        self._forgotten: dict[int, int] = {}
+        with self._errors("cannot use the state directory"), ExitStack() as undo:
             directory.mkdir(parents=True, exist_ok=True, mode=0o750)
             self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
-                os.close(self._lock)
-                raise StorageError(
-                    f"{directory}: another agent (process {owner or 'unknown'}) uses this state directory;"
-                    " stop it, or give this one a state_dir of its own"
-                ) from None
-            os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+            undo.callback(os.close, self._lock)
+            self._take_lock()
             self._db = sqlite3.connect(directory / "state.sqlite", isolation_level=None, check_same_thread=False)
+            undo.callback(self._db.close)
             self._prepare()
-        self._ids = {MetersId(*row[1:]): row[0] for row in self._db.execute("SELECT * FROM meters")}
-        self._forgotten: dict[int, int] = {}
+            self._ids = self._stored_ids()
+            undo.pop_all()
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
+            raise StorageError(
+                f"{self.directory}: another agent (process {owner or 'unknown'}) uses this state directory;"
+                " stop it, or give this one a state_dir of its own"
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
 
     def _prepare(self) -> None:
         self._db.text_factory = _text
@@ -148,7 +156,7 @@ class Storage:
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
-                self._ids = {MetersId(*row[1:]): row[0] for row in self._db.execute("SELECT * FROM meters")}
+                self._ids = self._stored_ids()
                 raise
 
     def _write(self, flush: Flush) -> None:
@@ -161,16 +169,16 @@ class Storage:
             "clean": int(flush.clean),
             "tolls_ms": json.dumps(flush.tolls_ms),
         }
-        self._db.executemany("INSERT OR REPLACE INTO node VALUES (?, ?)", values.items())
+        run("INSERT OR REPLACE INTO node SELECT key, atom FROM json_each(?)", (json.dumps(values),))
         for id in flush.retired:
             number = self._ids.pop(id, None)
             run("DELETE FROM usage WHERE meters = ?", (number,))
             run("DELETE FROM meters WHERE id = ?", (number,))
         for id, key in flush.resets:
             run(_RESET, (self._number(id), json.dumps(key)))
-        for id, slice, rows in flush.amounts:
-            for start in range(0, len(rows), FLUSH_ROWS_MAX):
-                run(_PUT, (self._number(id), slice, json.dumps(dict(rows[start : start + FLUSH_ROWS_MAX]))))
+        if flush.amounts:
+            parts = (f"[{self._number(id)}, {slice}, {rows}]" for id, slice, rows in flush.amounts)
+            run(_PUT, (f"[{','.join(parts)}]",))
         self._forget(flush.oldest)
 
     def _forget(self, oldest: Sequence[tuple[MetersId, int]]) -> None:
@@ -182,6 +190,9 @@ class Storage:
                 if gone < left:
                     self._forgotten[number] = slice
                 left -= gone
+
+    def _stored_ids(self) -> dict[MetersId, int]:
+        return {MetersId(*row[1:]): row[0] for row in self._db.execute("SELECT * FROM meters")}
 
     def _number(self, id: MetersId) -> int:
         number = self._ids.get(id)
@@ -203,6 +214,11 @@ class Storage:
             yield
         except (OSError, sqlite3.Error) as error:
             raise StorageError(f"{self.directory}: {what}: {error}") from error
+
+
+def packed(rows: Iterable[tuple[str, int]]) -> str:
+    """(key, amount) of some keys as `Flush.amounts` takes them."""
+    return json.dumps(dict(rows))
 
 
 def _text(data: bytes) -> str:

@@ -26,7 +26,7 @@ def charge(meters: Meters, key: str, amount: int, now_ms: int) -> int:
     """Charge as the policy does; returns the row."""
     row = meters.keys.row(key)
     if row is None:
-        row = meters.keys.add(key)
+        row = meters.keys.open(key)
     meters.advance(now_ms)
     meters.used[row] += amount
     meters.current[row] = meters.current.get(row, 0) + amount

@@ -124,8 +124,6 @@ def needs_recipient(name: str) -> bool:
 
 def _cut_part(part: KeyPart) -> Callable[[Request], str]:
     cut = attribute(part.attribute)
-    if part.attribute in DERIVED:
-        return lambda request: cut(request)[:KEY_CHARS_MAX]
     if part.attribute not in ADDRESS_ATTRIBUTES:
         return lambda request: cut(request)[:KEY_CHARS_MAX].lower()
 

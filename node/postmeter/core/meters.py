@@ -64,10 +64,11 @@ class Keys:
             return OVERFLOW_ROW
         return row
 
-    def add(self, key: str) -> int:
-        """A row for a key that has none."""
-        if self.full:
-            return OVERFLOW_ROW
+    def open(self, key: str) -> int:
+        """The key's row; a new one if it has none; the overflow row when there is no more room."""
+        row = self.row(key)
+        if row is not None:
+            return row
         if self._free:
             row = self._free.pop()
             self.names[row] = key
@@ -241,6 +242,16 @@ class Meters:
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
+    def charge(self, row: int, key: str, amount: int) -> bool:
+        """Add to the current slice, which `advance` began. True if that must be on disk before it is answered.
+
+        (`compiled.py` does the same in place, where it knows most of it beforehand.)
+        """
+        self.used[row] += amount
+        self.current[row] = self.current.get(row, 0) + amount
+        self.fresh[row] = self.fresh.get(row, 0) + amount
+        return self.must_wait(key, row)
+
     def refund(self, row: int, key: str, number: int, amount: int) -> None:
         """Take a charge of slice `number` back, because it could not be stored and the mail was not let through."""
         amounts = self._slices.get(number, {})
@@ -258,9 +269,7 @@ class Meters:
 
     def load(self, number: int, key: str, amount: int) -> None:
         """Add what an earlier run or an earlier form of this limit had counted in slice `number`."""
-        row = self.keys.row(key)
-        if row is None:
-            row = self.keys.add(key)
+        row = self.keys.open(key)
         self.used[row] += amount
         amounts = self._slices.setdefault(number, {})
         amounts[row] = amounts.get(row, 0) + amount

@@ -13,10 +13,9 @@ what follows the last `@`, in lower case.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
 
-from postmeter.defaults import ATTRIBUTES_MAX, LINE_CHARS_MAX
+from postmeter.defaults import ATTRIBUTES_MAX, LINE_CHARS_MAX, REQUEST_BYTES_MAX
 from postmeter.errors import ProtocolError
 
 END_OF_MESSAGE = "END-OF-MESSAGE"
@@ -37,55 +36,76 @@ KNOWN = frozenset(
 _LAYOUTS_MAX = 16
 
 
-Request = tuple[list[str], Mapping[str, int]]
-"""The values of one request, and the place of each attribute among them."""
+class Layout:
+    """The names of a request's attributes, in their order. `places` tells where each stands.
+
+    Only those that the parser remembers are `learned`: the same names are the same object then.
+    """
+
+    __slots__ = ("learned", "places", "prefixes", "prefixes_chars", "stage_place")
+
+    def __init__(self, prefixes: list[str], places: dict[str, int]) -> None:
+        self.prefixes = prefixes
+        self.prefixes_chars = len("\n".join(prefixes))
+        self.places = places
+        # Without a stage: some value that is no stage.
+        self.stage_place = places.get("protocol_state", places["request"])
+        self.learned = False
 
 
-class _Layout(NamedTuple):
-    """The beginnings of the lines, how long they are together, and the place of each attribute."""
-
-    prefixes: list[str]
-    prefixes_chars: int
-    places: dict[str, int]
+Request = tuple[list[str], Layout]
+"""The values of one request, and whose they are."""
 
 
 class Parser:
     """Makes requests out of bytes. Keeps the layouts that it has learned."""
 
     def __init__(self) -> None:
-        self._layouts: dict[int, _Layout] = {}
+        self._learned: dict[tuple[str, ...], Layout] = {}
+        self._last: dict[int, Layout] = {}
 
     def parse(self, data: bytes) -> Request:
         """Check one request, from its first byte to its empty line. Raises ProtocolError with the reason."""
         text = data[:-2].decode("utf-8", "surrogateescape")
         lines = text.split("\n")
-        layout = self._layouts.get(len(lines))
+        layout = self._last.get(len(lines))
         if layout is None or len(data) > LINE_CHARS_MAX:
+            if len(data) > REQUEST_BYTES_MAX:
+                raise ProtocolError(f"request of more than {REQUEST_BYTES_MAX} bytes")
             layout = self._learn(lines)
-        prefixes, prefixes_chars, places = layout
-        values = list(map(str.removeprefix, lines, prefixes))
+        values = list(map(str.removeprefix, lines, layout.prefixes))
         # A line that did not begin as it should is still as long as it was.
-        if len("".join(values)) + prefixes_chars != len(text):
-            prefixes, _, places = self._learn(lines)
-            values = list(map(str.removeprefix, lines, prefixes))
-        if values[places["request"]] != _TYPE:
+        if len("".join(values)) + layout.prefixes_chars != len(text):
+            layout = self._learn(lines)
+            values = list(map(str.removeprefix, lines, layout.prefixes))
+        if values[layout.places["request"]] != _TYPE:
             raise ProtocolError(_NO_REQUEST)
         if "\0" in text:
             raise ProtocolError("the request contains a NUL byte")
-        return values, places
+        return values, layout
 
-    def _learn(self, lines: list[str]) -> _Layout:
+    def _learn(self, lines: list[str]) -> Layout:
         layout = _layout(lines)
-        if len(self._layouts) < _LAYOUTS_MAX or len(lines) in self._layouts:
-            self._layouts[len(lines)] = layout
-        return layout
+        names = tuple(layout.prefixes)
+        if names not in self._learned:
+            if len(self._learned) >= _LAYOUTS_MAX:
+                return layout
+            layout.learned = True
+            self._learned[names] = layout
+        self._last[len(lines)] = self._learned[names]
+        return self._learned[names]
+
+
+def single(name: str, value: str) -> Request:
+    """A request of one attribute, for asking what a limit makes of a value. It is not checked."""
+    return [value], Layout([f"{name}="], {name: 0, "request": 0})
 
 
 _TYPE = "smtpd_access_policy"
 _NO_REQUEST = f"request={_TYPE} is missing: this is no policy request of Postfix"
 
 
-def _layout(lines: list[str]) -> _Layout:
+def _layout(lines: list[str]) -> Layout:
     if len(lines) > ATTRIBUTES_MAX:
         raise ProtocolError(f"request of {len(lines)} attributes, at most {ATTRIBUTES_MAX} are taken")
     prefixes: list[str] = []
@@ -100,7 +120,7 @@ def _layout(lines: list[str]) -> _Layout:
         places.setdefault(name, place)
     if "request" not in places:
         raise ProtocolError(_NO_REQUEST)
-    return _Layout(prefixes, len("\n".join(prefixes)), places)
+    return Layout(prefixes, places)
 
 
 def attribute(name: str) -> Callable[[Request], str]:
@@ -108,14 +128,12 @@ def attribute(name: str) -> Callable[[Request], str]:
     whole = DERIVED.get(name, name)
 
     def value(request: Request) -> str:
-        values, places = request
-        place = places.get(whole)
+        values, layout = request
+        place = layout.places.get(whole)
         return "" if place is None else values[place]
 
     def domain(request: Request) -> str:
-        values, places = request
-        place = places.get(whole)
-        _, at, domain = ("", "", "") if place is None else values[place].rpartition("@")
+        _, at, domain = value(request).rpartition("@")
         return domain.lower() if at else ""
 
     return value if whole == name else domain
@@ -128,8 +146,8 @@ def number(name: str) -> Callable[[Request], int]:
     """
 
     def value(request: Request) -> int:
-        values, places = request
-        place = places.get(name)
+        values, layout = request
+        place = layout.places.get(name)
         text = "" if place is None else values[place]
         if len(text) <= 18 and text.isascii() and text.isdigit():
             return int(text)

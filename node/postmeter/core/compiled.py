@@ -1,0 +1,167 @@
+r"""The quick way to a decision: for each stage and layout of request, a function written for just these limits.
+
+Nearly all requests fit, and for those everything but the look-ups and additions can be settled beforehand: which line a
+key stands in, which meters it has, what is charged. So `compile_stage` writes the steps out, one after the other, as
+dataclasses and named tuples write their methods, and lets Python compile them. For the limits of
+deploy/examples/limits.yaml at END-OF-MESSAGE that is, shortened:
+
+    mark = f"{values[14]}\n{values[13]}\n{values[12]}" if values[14] else ""
+    if mark in marks: return REPEATED
+    ...
+    key0 = values[19][:512].lower()
+    if key0:
+        row0 = rows0.get(key0)
+        if now_ms >= meters0.slice_end_ms: meters0.advance(now_ms)
+        if (amount0 if row0 is None else meters0.used[row0] + amount0) > meters0.quick_max and ...: return closely(...)
+    ...
+    if key0:
+        if row0 is None: row0 = keys0.open(key0)
+        ...  # as Meters.charge
+    remember(mark)
+
+Whatever is not plain goes the slow way, `closely`: it gives the same answers, and a test holds that it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from postmeter.core.limits import ADDRESS_ATTRIBUTES, Key
+from postmeter.core.meters import OVERFLOW_KEY, OVERFLOW_ROW
+from postmeter.core.request import DERIVED, Request
+from postmeter.core.rule import Rule, once_mark
+from postmeter.defaults import KEY_CHARS_MAX
+
+Decide = Callable[[Request, int], Any]
+
+
+def compile_stage(stage: str, rules: Iterable[Rule], places: Mapping[str, int], known: Mapping[str, Any]) -> Decide:
+    """A function of (request, now_ms) that decides at one stage, for requests whose attributes stand at these places.
+
+    `known` are the things it uses: PERMIT, REPEATED, marks, remember, ledger, closely, hold.
+    """
+    return _Writer(stage, [rule for rule in rules if rule.asked_at(stage)], places, known).compile()
+
+
+class _Writer:
+    """Writes the source of one function. `rules` and what belongs to them are numbered: key0, rows0, meters0, ..."""
+
+    def __init__(self, stage: str, rules: list[Rule], places: Mapping[str, int], known: Mapping[str, Any]) -> None:
+        self._at_rcpt = stage == "RCPT"
+        self._places = places
+        self._names: dict[str, Any] = {**known, "once_mark": once_mark}
+        self._lines: list[str] = []
+        self._keys: dict[str, int] = {}
+        self._rules = [(number, rule, rule.stage == stage) for number, rule in enumerate(rules)]
+        for _, rule, _ in self._rules:
+            self._keys.setdefault(str(rule.limit.key), len(self._keys))
+
+    def compile(self) -> Decide:
+        """The function."""
+        charging = [(number, rule) for number, rule, charges in self._rules if charges]
+        self._write(0, "def decide(request, now_ms):", "    values = request[0]")
+        if charging:
+            self._write(1, f"mark = {self._mark()}", "if mark and mark in marks: return REPEATED")
+        self._write_amounts()
+        for text, number in self._keys.items():
+            self._write_key(number, next(rule for _, rule, _ in self._rules if str(rule.limit.key) == text))
+        for number, rule, charges in self._rules:
+            self._write_check(number, rule, charges)
+        if charging:
+            self._write_charges(charging)
+        self._write(1, "return PERMIT")
+        source = "\n".join(self._lines)
+        exec(compile(source, "<limits>", "exec"), self._names)  # noqa: S102 - names and numbers only, nothing from outside
+        decide: Decide = self._names["decide"]
+        return decide
+
+    def _write(self, depth: int, *lines: str) -> None:
+        self._lines += ["    " * depth + line for line in lines]
+
+    def _value(self, name: str) -> str:
+        place = self._places.get(name)
+        return '""' if place is None else f"values[{place}]"
+
+    def _mark(self) -> str:
+        instance = self._value("instance")
+        parts = ["recipient"] if self._at_rcpt else ["queue_id", "recipient_count"]
+        rest = "".join(f"\\n{{{self._value(name)}}}" for name in parts if name in self._places)
+        return f'f"{{{instance}}}{rest}" if {instance} else ""'
+
+    def _write_amounts(self) -> None:
+        counts = {rule.limit.count for _, rule, _ in self._rules}
+        self._write(1, "messages = 1")
+        if "recipients" in counts:
+            self._write(1, "recipients = 1" if self._at_rcpt else "recipients = count(request) or 1")
+        if "bytes" in counts:
+            self._write(1, "bytes = size(request)")
+
+    def _write_key(self, number: int, rule: Rule) -> None:
+        self._names |= {f"keys{number}": rule.keys, f"rows{number}": rule.keys.rows, f"cut{number}": rule.cut_key}
+        overflow = f"{OVERFLOW_KEY!r}, {OVERFLOW_ROW}"
+        self._write(
+            1,
+            f"key{number} = {self._key(rule.limit.key) or f'cut{number}(request)'}",
+            f"if key{number}:",
+            f"    row{number} = rows{number}.get(key{number})",
+            f"    if row{number} is None and keys{number}.full: key{number}, row{number} = {overflow}",
+        )
+
+    def _key(self, key: Key) -> str:
+        name = key.parts[0].attribute
+        if len(key.parts) > 1 or name in DERIVED or name in ADDRESS_ATTRIBUTES:
+            return ""
+        return f"{self._value(name)}[:{KEY_CHARS_MAX}].lower()"
+
+    def _write_check(self, number: int, rule: Rule, charges: bool) -> None:
+        key = self._keys[str(rule.limit.key)]
+        asked = f"key{key}"
+        if rule.covers is not None:
+            self._names[f"covers{number}"] = rule.covers
+            asked += f" and covers{number}(request, key{key})"
+        if rule.once and charges:
+            asked += f" and not (mark and once_mark(request, {rule.limit.name!r}, key{key}) in marks)"
+        amount = rule.limit.count
+        self._write(1, f"asked{number} = {asked}", f"if asked{number}:")
+        for window, meters in enumerate(rule.meters):
+            name = f"meters{number}_{window}"
+            self._names[name] = meters
+            self._write(
+                2,
+                f"if now_ms >= {name}.slice_end_ms: {name}.advance(now_ms)",
+                f"if ({amount} if row{key} is None else {name}.used[row{key}] + {amount}) > {name}.quick_max"
+                f" and {name}.usage(row{key}, now_ms) + {amount} > {name}.allowance(key{key}, now_ms):",
+                "    return closely(request, now_ms)",
+            )
+
+    def _write_charges(self, charging: list[tuple[int, Rule]]) -> None:
+        self._write(1, f"if not ({' or '.join(f'asked{number}' for number, _ in charging)}): return PERMIT")
+        self._write(1, "held = not ledger.answer_unflushed")
+        for number, rule in charging:
+            key, amount = self._keys[str(rule.limit.key)], rule.limit.count
+            self._write(1, f"if asked{number} and {amount}:")
+            self._write(2, f"if row{key} is None: row{key} = keys{key}.open(key{key})")
+            for window in range(len(rule.meters)):
+                name = f"meters{number}_{window}"
+                self._write(
+                    2,
+                    f"{name}.used[row{key}] += {amount}",
+                    f"amounts = {name}.current",
+                    f"amounts[row{key}] = amounts.get(row{key}, 0) + {amount}",
+                    f"amounts = {name}.fresh",
+                    f"amounts[row{key}] = unflushed = amounts.get(row{key}, 0) + {amount}",
+                    f"if (unflushed > {name}.quick_unflushed_max or {name}.waiting)"
+                    f" and {name}.must_wait(key{key}, row{key}): held = True",
+                )
+            if rule.once:
+                self._write(2, f"if mark: remember(once_mark(request, {rule.limit.name!r}, key{key}))")
+        self._write(1, "if mark: remember(mark)", "if held:", "    charges = []", "    once = []")
+        for number, rule in charging:
+            key, amount = self._keys[str(rule.limit.key)], rule.limit.count
+            self._write(2, f"if asked{number} and {amount}:")
+            for window in range(len(rule.meters)):
+                self._write(3, f"charges.append((meters{number}_{window}, row{key}, key{key}, {amount}))")
+            if rule.once:
+                self._write(3, f"once.append(once_mark(request, {rule.limit.name!r}, key{key}))")
+        self._write(2, "return hold(charges, [mark, *once] if mark else [])")
