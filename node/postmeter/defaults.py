@@ -37,11 +37,11 @@ REPEATS_MAX = 100_000
 # --- the usage view -------------------------------------------------------------------------------------------------
 # What a portion of gossip holds at most: merged in 0.5 ms. Every node keeps to it, so never lower it.
 VIEW_PORTION_ENTRIES_MAX = 200
-# What others used, per (node, meter, slice).
+# What others used, per (node, meter, slice): about 260 bytes each with its key.
 VIEW_ENTRIES_MAX = 1_000_000
 VIEW_METERS_MAX = 10_000
 VIEW_NODES_MAX = 1_000
-# A node is remembered so long after its last entry ran out: far longer than a message can be under way.
+# A node of which nothing is heard is remembered so long: far longer than a message can be under way.
 VIEW_KEEP_MS = 600_000
 
 # A thread that reads a large limits file or prepares a flush must not keep a request waiting longer than this.

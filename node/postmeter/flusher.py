@@ -63,6 +63,7 @@ class Flusher:
         while not self._stopping:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), FLUSH_INTERVAL_S)
+            self._wanted.clear()
             if self._is_due():
                 await self._flush_until_done()
             elif self._ledger.answer_unflushed and time.monotonic() - self._charged_s > IDLE_CLEAN_S:
@@ -102,7 +103,6 @@ class Flusher:
             self._fail(str(state.outcome.exception()))
 
     async def _flush(self, clean: bool) -> None:
-        self._wanted.clear()
         waiters = len(self._waiters)
         resets, retired = list(self._resets), list(self._retired)
         batches = [(meters, meters.take_unflushed()) for meters in self._ledger.meters.values()]

@@ -133,7 +133,7 @@ def test_ask_does_not_teach_the_parser_of_the_policy_port(
     """Postfix's requests are parsed fast by what was learned from Postfix; an operator's are not learned."""
     for count in range(30):
         stub.Ask(pb.AskRequest(request=message(**{f"x{number}": "" for number in range(count)})))
-    assert {} == node.node.parser._layouts
+    assert {} == node.node.parser._learned
 
 
 # --- show, top, reset, reload -----------------------------------------------------------------------------------------

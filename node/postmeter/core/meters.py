@@ -237,7 +237,9 @@ class Meters:
 
     def must_wait(self, key: str, row: int) -> bool:
         """Whether more is charged to the row and not on disk than may be answered before it is."""
-        pending = self.fresh.get(row, 0) + sum(amounts.get(row, 0) for _, amounts in self.waiting)
+        pending = self.fresh.get(row, 0)
+        for _, amounts in self.waiting:
+            pending += amounts.get(row, 0)
         return pending > unflushed_max(self.max_of(key))
 
     # --- changes ------------------------------------------------------------------------------------------------------
