@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from postmeter.clock import Clock
-from postmeter.core.meters import Batch, Ledger, Meters, MetersId
+from postmeter.core.meters import Batch, Keys, Ledger, Meters, MetersId
 from postmeter.defaults import FLUSH_INTERVAL_S, FLUSH_RETRY_S_MAX, FLUSH_ROWS_MAX, FLUSH_WAIT_S_MAX, IDLE_CLEAN_S
 from postmeter.errors import StorageError
 from postmeter.storage import Flush, Storage, packed
@@ -38,7 +38,7 @@ class Flusher:
         self._failing = ""
         self._thread = ThreadPoolExecutor(1, "storage")
         self._waiters: list[Waiter] = []
-        self._resets: list[tuple[MetersId, str]] = []
+        self._resets: list[tuple[MetersId, int]] = []
         self._retired: list[MetersId] = []
         self._wanted = asyncio.Event()
         self._stopping = False
@@ -52,8 +52,8 @@ class Flusher:
             self._waiters.append(waiter)
             self._wanted.set()
 
-    def forget(self, resets: Iterable[tuple[MetersId, str]] = (), retired: Iterable[MetersId] = ()) -> None:
-        """Forget keys, or whole meters, with the next flush."""
+    def forget(self, resets: Iterable[tuple[MetersId, int]] = (), retired: Iterable[MetersId] = ()) -> None:
+        """Forget rows, or whole meters, with the next flush."""
         self._resets.extend(resets)
         self._retired.extend(retired)
         self._wanted.set()
@@ -81,7 +81,8 @@ class Flusher:
         charged = any(meters.fresh or meters.waiting for meters in self._ledger.meters.values())
         if charged:
             self._charged_s = time.monotonic()
-        return bool(charged or self._waiters or self._resets or self._retired)
+        renamed = any(keys.renamed for keys in self._ledger.kinds.values())
+        return bool(charged or renamed or self._waiters or self._resets or self._retired)
 
     async def _flush_until_done(self, clean: bool = False) -> None:
         attempts = AsyncRetrying(
@@ -106,7 +107,16 @@ class Flusher:
         waiters = len(self._waiters)
         resets, retired = list(self._resets), list(self._retired)
         batches = [(meters, meters.take_unflushed()) for meters in self._ledger.meters.values()]
-        await self._write(await self._build(batches, resets, retired, clean))
+        renamed = [(kind, keys, keys.take_renamed()) for kind, keys in self._ledger.kinds.items()]
+        try:
+            flush = Flush(self._clock.moment(), clean, list(self._ledger.tolls_ms), resets, retired)
+            await self._add_names(flush, renamed)
+            await self._add_amounts(flush, batches)
+            await self._write(flush)
+        except StorageError:
+            for _, keys, names in renamed:
+                keys.put_back(names)
+            raise
         for meters, taken in batches:
             meters.flushed(taken)
         del self._resets[: len(resets)], self._retired[: len(retired)]
@@ -118,24 +128,19 @@ class Flusher:
         for waiter in answered:
             waiter(True)
 
-    async def _build(
-        self,
-        batches: Iterable[tuple[Meters, list[Batch]]],
-        resets: list[tuple[MetersId, str]],
-        retired: list[MetersId],
-        clean: bool,
-    ) -> Flush:
-        moment = self._clock.moment()
-        flush = Flush(moment, clean, list(self._ledger.tolls_ms), resets, retired)
+    async def _add_names(self, flush: Flush, renamed: Iterable[tuple[str, Keys, dict[int, str | None]]]) -> None:
+        for kind, _, names in renamed:
+            for rows in _portions(names):
+                flush.names.append((kind, packed({row: names[row] for row in rows})))
+                await asyncio.sleep(0)
+
+    async def _add_amounts(self, flush: Flush, batches: Iterable[tuple[Meters, list[Batch]]]) -> None:
         for meters, taken in batches:
-            flush.oldest.append((meters.id, meters.oldest(moment.ledger_ms)))
-            for number, taken_rows in taken:
-                rows = list(taken_rows)
-                for start in range(0, len(rows), FLUSH_ROWS_MAX):
-                    part = meters.sums(number, rows[start : start + FLUSH_ROWS_MAX])
-                    flush.amounts.append((meters.id, number, packed(part)))
+            flush.oldest.append((meters.id, meters.oldest(flush.moment.ledger_ms)))
+            for number, amounts in taken:
+                for rows in _portions(amounts):
+                    flush.amounts.append((meters.id, number, packed(meters.sums(number, rows))))
                     await asyncio.sleep(0)
-        return flush
 
     async def _write(self, flush: Flush) -> None:
         writing = asyncio.get_running_loop().run_in_executor(self._thread, self._storage.write, flush)
@@ -152,3 +157,9 @@ class Flusher:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter(False)
+
+
+def _portions(rows: Iterable[int]) -> Iterator[list[int]]:
+    several = list(rows)
+    for start in range(0, len(several), FLUSH_ROWS_MAX):
+        yield several[start : start + FLUSH_ROWS_MAX]

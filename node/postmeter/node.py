@@ -154,17 +154,25 @@ class Node:
 
     async def reset(self, key: str, limit: str | None) -> list[tuple[MetersId, int]]:
         """Forget what a key has used, on one limit or on all; returns what that was. Raises StorageError."""
-        forgotten = []
+        forgotten: list[tuple[MetersId, int]] = []
+        rows: list[tuple[MetersId, int]] = []
         for id, meters in self.ledger.meters.items():
             row = meters.keys.rows.get(key)
-            if row is not None and limit in (None, id.limit):
-                forgotten.append((id, meters.usage(row, self.now_ms())))
+            if row is not None and limit in (None, id.limit) and (used := meters.usage(row, self.now_ms())):
+                forgotten.append((id, used))
                 meters.reset(row)
+                rows.append((id, row))
         if not forgotten:
             return []
         stored = asyncio.get_running_loop().create_future()
-        self._flusher.forget(resets=[(id, key) for id, _ in forgotten])
-        self._flusher.hold(stored.set_result)
+        self._flusher.forget(resets=rows)
+
+        def told(done: bool) -> None:
+            # Who asked may have gone away since.
+            if not stored.done():
+                stored.set_result(done)
+
+        self._flusher.hold(told)
         if not await stored:
             raise StorageError("forgotten here, but not on the disk yet: it will be when the disk can be written again")
         logs.event(logging.INFO, "reset", key=key, limits=",".join(sorted({id.limit for id, _ in forgotten})))
@@ -179,10 +187,13 @@ class Node:
         if not state.clean:
             self.ledger.tolls_ms.append(now_ms)
             logs.event(logging.WARNING, "unclean stop", assumed="what was not on the disk yet counts as used")
+        for kind in {id.key for id in state.meters}:
+            self.ledger.keys(kind).restore(self._storage.names(kind))
         for id in state.meters:
             meters = self.ledger.restore(id)
-            for number, key, amount in self._storage.amounts(id, meters.oldest(now_ms)):
-                meters.load(number, key, amount)
+            for number, row, amount in self._storage.amounts(id, meters.oldest(now_ms)):
+                meters.load(number, row, amount)
+        self.ledger.tidy()
         return clock
 
     # --- running ------------------------------------------------------------------------------------------------------

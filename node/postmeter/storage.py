@@ -1,7 +1,7 @@
 """The state directory: usage in SQLite, one agent at a time, and what is needed to go on after a stop of any kind.
 
     DIR/lock           held (flock) while an agent runs
-    DIR/state.sqlite   usage by meters, slice and key; the clock; whether the last stop was clean
+    DIR/state.sqlite   usage by meters, slice and row; the keys of the rows; the clock; whether the last stop was clean
     DIR/limits.yaml    the last good limits, for a start while the limits file is wrong
 
 All amounts of a flush go in with one statement, as JSON: SQLite works through it without holding the interpreter, so
@@ -18,7 +18,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,23 +33,29 @@ CREATE TABLE node (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE meters (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, key TEXT NOT NULL, count TEXT NOT NULL, window_ms INTEGER NOT NULL,
     UNIQUE (name, key, count, window_ms));
+CREATE TABLE keys (kind TEXT NOT NULL, row INTEGER NOT NULL, name TEXT, PRIMARY KEY (kind, row)) WITHOUT ROWID;
 CREATE TABLE usage (
-    meters INTEGER NOT NULL, slice INTEGER NOT NULL, key TEXT NOT NULL, amount INTEGER NOT NULL,
-    PRIMARY KEY (meters, slice, key)) WITHOUT ROWID;
+    meters INTEGER NOT NULL, slice INTEGER NOT NULL, row INTEGER NOT NULL, amount INTEGER NOT NULL,
+    PRIMARY KEY (meters, slice, row)) WITHOUT ROWID;
 PRAGMA user_version = {_VERSION};
+"""
+_NAME = """
+WITH parts AS MATERIALIZED (
+    SELECT json_extract(value, '$[0]') AS kind, json_extract(value, '$[1]') AS names FROM json_each(?))
+INSERT OR REPLACE INTO keys (kind, row, name)
+SELECT kind, key, atom FROM parts, json_each(names)
 """
 _PUT = """
 WITH parts AS MATERIALIZED (
     SELECT json_extract(value, '$[0]') AS meters, json_extract(value, '$[1]') AS slice,
         json_extract(value, '$[2]') AS amounts FROM json_each(?))
-INSERT INTO usage (meters, slice, key, amount)
+INSERT INTO usage (meters, slice, row, amount)
 SELECT meters, slice, key, atom FROM parts, json_each(amounts) WHERE true
 ON CONFLICT DO UPDATE SET amount = excluded.amount
 """
-_RESET = "DELETE FROM usage WHERE meters = ? AND key = json_extract(?, '$')"
 _FORGET = """
-DELETE FROM usage WHERE meters = ?1 AND slice < ?2 AND (slice, key) IN (
-    SELECT slice, key FROM usage WHERE meters = ?1 AND slice < ?2 LIMIT ?3)
+DELETE FROM usage WHERE meters = ?1 AND slice < ?2 AND (slice, row) IN (
+    SELECT slice, row FROM usage WHERE meters = ?1 AND slice < ?2 LIMIT ?3)
 """
 
 
@@ -65,16 +71,18 @@ class Moment:
 
 @dataclass(slots=True)
 class Flush:
-    """What one transaction stores: (meters, slice, `packed` rows), and before that what is forgotten.
+    """What one transaction stores: amounts (meters, slice, `packed` row -> amount), and before that what is forgotten.
 
+    `names` are (kind of key, `packed` row -> key) of rows that belong to another key than before, or to none.
     `oldest` are the oldest slices that still count; `retired` meters are forgotten as a whole.
     """
 
     moment: Moment
     clean: bool
     tolls_ms: list[int]
-    resets: list[tuple[MetersId, str]] = field(default_factory=list)
+    resets: list[tuple[MetersId, int]] = field(default_factory=list)
     retired: list[MetersId] = field(default_factory=list)
+    names: list[tuple[str, str]] = field(default_factory=list)
     amounts: list[tuple[MetersId, int, str]] = field(default_factory=list)
     oldest: list[tuple[MetersId, int]] = field(default_factory=list)
 
@@ -140,11 +148,18 @@ class Storage:
         moment = Moment(node["ledger_ms"], node["wall_ms"], node["boot_id"], node["offset_ms"])
         return State(moment, bool(node["clean"]), json.loads(node["tolls_ms"]), list(self._ids))
 
-    def amounts(self, id: MetersId, oldest: int) -> Iterator[tuple[int, str, int]]:
-        """(slice, key, amount) of some meters, from slice `oldest` on."""
-        query = "SELECT slice, key, amount FROM usage WHERE meters = ? AND slice >= ? AND amount > 0"
+    def names(self, kind: str) -> Iterator[tuple[int, str]]:
+        """(row, key) of a kind of key."""
         with self._errors("cannot read"):
-            yield from self._db.execute(query, (self._ids[id], oldest))
+            yield from self._db.execute("SELECT row, name FROM keys WHERE kind = ? AND name IS NOT NULL", (kind,))
+
+    def amounts(self, id: MetersId, oldest: int) -> Iterator[tuple[int, int, int]]:
+        """(slice, row, amount) of some meters, from slice `oldest` on."""
+        query = """
+            SELECT slice, row, amount FROM usage WHERE meters = ? AND slice >= ? AND amount > 0 AND (row = 0 OR EXISTS (
+                SELECT 1 FROM keys WHERE kind = ? AND keys.row = usage.row AND name IS NOT NULL))"""
+        with self._errors("cannot read"):
+            yield from self._db.execute(query, (self._ids[id], oldest, id.key))
 
     def write(self, flush: Flush) -> None:
         """Store a flush as a whole, and make sure that it is on the disk. Raises StorageError."""
@@ -174,8 +189,11 @@ class Storage:
             number = self._ids.pop(id, None)
             run("DELETE FROM usage WHERE meters = ?", (number,))
             run("DELETE FROM meters WHERE id = ?", (number,))
-        for id, key in flush.resets:
-            run(_RESET, (self._number(id), json.dumps(key)))
+        for id, row in flush.resets:
+            run("DELETE FROM usage WHERE meters = ? AND row = ?", (self._number(id), row))
+        if flush.names:
+            names = (f"[{json.dumps(kind)}, {rows}]" for kind, rows in flush.names)
+            run(_NAME, (f"[{','.join(names)}]",))
         if flush.amounts:
             parts = (f"[{self._number(id)}, {slice}, {rows}]" for id, slice, rows in flush.amounts)
             run(_PUT, (f"[{','.join(parts)}]",))
@@ -216,9 +234,9 @@ class Storage:
             raise StorageError(f"{self.directory}: {what}: {error}") from error
 
 
-def packed(rows: Iterable[tuple[str, int]]) -> str:
-    """(key, amount) of some keys as `Flush.amounts` takes them."""
-    return json.dumps(dict(rows))
+def packed(rows: Mapping[int, int] | Mapping[int, str | None]) -> str:
+    """Rows as `Flush` takes them."""
+    return json.dumps(rows)
 
 
 def _text(data: bytes) -> str:

@@ -259,7 +259,7 @@ def load(node: RunningNode, keys: int) -> None:
             if id.limit == "per-user":
                 meters.advance(now_ms)
                 for number in range(keys):
-                    meters.load(now_ms // meters.slice_ms, f"user{number}@example.org", 1)
+                    meters.load(now_ms // meters.slice_ms, meters.keys.open(f"user{number}@example.org"), 1)
 
     node.do(fill)
 

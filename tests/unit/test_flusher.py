@@ -43,7 +43,8 @@ class Disk:
     def used(self, key: str, limit: str = ID.limit) -> int:
         """What is stored of a key on a limit, on its longest window."""
         query = """SELECT sum(amount) FROM usage JOIN meters ON id = meters
-            WHERE name = ? AND usage.key = ? GROUP BY window_ms ORDER BY window_ms DESC"""
+            JOIN keys ON kind = meters.key AND keys.row = usage.row
+            WHERE meters.name = ? AND keys.name = ? GROUP BY window_ms ORDER BY window_ms DESC"""
         (amount,) = self._db.execute(query, (limit, key)).fetchone() or (0,)
         return int(amount)
 
@@ -321,8 +322,9 @@ def test_what_is_forgotten_is_forgotten_on_the_disk(play: Play) -> None:
         bench.hold("bob", 2)
         await eventually(lambda: "bob" in bench.told)
         bench.disk.fail()
-        bench.meters.reset(bench.meters.keys.rows["alice"])
-        bench.flusher.forget(resets=[(ID, "alice")])
+        row = bench.meters.keys.rows["alice"]
+        bench.meters.reset(row)
+        bench.flusher.forget(resets=[(ID, row)])
         await eventually(lambda: len(bench.failures) == 1)
         assert 3 == bench.disk.used("alice")
         bench.disk.mend()

@@ -131,7 +131,6 @@ def test_an_idle_meter_costs_nothing() -> None:
     meters.flushed(meters.take_unflushed())
     assert not ledger.expire(WINDOW_MS + SLICE_MS, 1000)
     assert {} == meters.keys.rows
-    assert [] == list(meters.entries())
     assert [] == meters.take_unflushed()
     assert row == charge(meters, "bob", 1, WINDOW_MS + SLICE_MS)
 
@@ -203,7 +202,7 @@ def test_an_unwritten_slice_is_offered_again() -> None:
     charge(meters, "alice", 4, SLICE_MS)
     taken = meters.take_unflushed()
     assert [(0, {row: 2}), (0, {row: 3}), (1, {row: 4})] == taken
-    assert [("alice", 5)] == meters.sums(0, {row: 2})
+    assert {row: 5} == meters.sums(0, {row: 2})
     meters.flushed(taken)
     assert [] == meters.take_unflushed()
 

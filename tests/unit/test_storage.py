@@ -27,6 +27,14 @@ MOMENT = Moment(ledger_ms=1_000, wall_ms=1_700_000_000_000, boot_id="boot", offs
 Rows = list[tuple[int, str, int]]
 
 
+_rows: dict[str, int] = {}
+
+
+def row(key: str) -> int:
+    """A row for each key."""
+    return _rows.setdefault(key, len(_rows) + 1)
+
+
 def flush(
     *amounts: tuple[MetersId, int, list[tuple[str, int]]],
     clean: bool = False,
@@ -35,13 +43,19 @@ def flush(
     oldest: tuple[tuple[MetersId, int], ...] = (),
 ) -> Flush:
     """What one transaction stores."""
-    stored = [(id, slice, packed(rows)) for id, slice, rows in amounts]
-    return Flush(MOMENT, clean, [17], list(resets), list(retired), stored, list(oldest))
+    made = Flush(MOMENT, clean, [17], [(id, row(key)) for id, key in resets], list(retired), oldest=list(oldest))
+    for id, slice, stored in amounts:
+        made.names.append((id.key, packed({row(key): key for key, _ in stored})))
+        made.amounts.append((id, slice, packed({row(key): amount for key, amount in stored})))
+    return made
 
 
 def rows(storage: Storage, id: MetersId = USER, oldest: int = 0) -> Rows:
     """All that is stored of some meters; nothing if there are none."""
-    return sorted(storage.amounts(id, oldest)) if id in storage.load().meters else []
+    if id not in storage.load().meters:
+        return []
+    names = dict(storage.names(id.key))
+    return sorted((slice, names[row], amount) for slice, row, amount in storage.amounts(id, oldest))
 
 
 @contextmanager
@@ -192,8 +206,9 @@ from postmeter.storage import Flush, Moment, Storage, packed
 storage = Storage(Path(sys.argv[1]))
 ids = [MetersId(f"limit{place}", "sasl_username", "recipients", 3_600_000) for place in range(5)]
 for number in count(1):
-    amounts = [(id, 1, packed((f"user{place}", number) for place in range(200))) for id in ids]
-    storage.write(Flush(Moment(number, 0, "boot", 0), False, [], [], [], amounts, []))
+    names = [("sasl_username", packed({place: f"user{place}" for place in range(1, 201)}))]
+    amounts = [(id, 1, packed({place: number for place in range(1, 201)})) for id in ids]
+    storage.write(Flush(Moment(number, 0, "boot", 0), False, [], names=names, amounts=amounts))
     print(number, flush=True)
 """
 
@@ -296,10 +311,10 @@ def test_a_write_that_fails_half_way_stores_nothing(directory: Path, storage: St
     storage.write(flush((USER, 1, [("alice", 3)])))
     with closing(sqlite3.connect(directory / "state.sqlite")) as db:
         db.execute(
-            "CREATE TRIGGER broken BEFORE INSERT ON usage WHEN NEW.key = 'broken' BEGIN SELECT RAISE(ABORT, 'no'); END"
+            "CREATE TRIGGER broken BEFORE INSERT ON usage WHEN NEW.amount = 404 BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
     with pytest.raises(StorageError, match=f"^{directory}: cannot write: no$"):
-        storage.write(flush((DOMAIN, 1, [("x", 5), ("broken", 1)]), clean=True, retired=(USER,)))
+        storage.write(flush((DOMAIN, 1, [("x", 5), ("broken", 404)]), clean=True, retired=(USER,)))
     assert State(MOMENT, False, [17], [USER]) == storage.load()
     assert [(1, "alice", 3)] == rows(storage)
     storage.write(flush((DOMAIN, 1, [("x", 6)]), (USER, 2, [("alice", 1)])))

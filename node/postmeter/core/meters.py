@@ -18,7 +18,7 @@ Times are milliseconds of one clock that never goes back. Rows are small integer
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from postmeter.defaults import KEYS_MAX, SLICES_PER_WINDOW, UNFLUSHED_PART
@@ -43,11 +43,12 @@ class MetersId(NamedTuple):
 class Keys:
     """The rows of the keys of one kind (say, all `sasl_username`), shared by all meters that count by it."""
 
-    __slots__ = ("_free", "meters", "names", "rows", "rows_max")
+    __slots__ = ("_free", "meters", "names", "renamed", "rows", "rows_max")
 
     def __init__(self, rows_max: int) -> None:
         self.rows: dict[str, int] = {}
         self.names: list[str | None] = [OVERFLOW_KEY]
+        self.renamed: dict[int, str | None] = {}
         self.rows_max = rows_max
         self.meters: list[Meters] = []
         self._free = array("q")
@@ -78,6 +79,7 @@ class Keys:
             for meters in self.meters:
                 meters.used.append(0)
         self.rows[key] = row
+        self.renamed[row] = key
         return row
 
     def release(self, row: int) -> None:
@@ -86,8 +88,25 @@ class Keys:
         if key is None or row == OVERFLOW_ROW or any(meters.used[row] for meters in self.meters):
             return
         del self.rows[key]
-        self.names[row] = None
+        self.names[row] = self.renamed[row] = None
         self._free.append(row)
+
+    def restore(self, named: Iterable[tuple[int, str]]) -> None:
+        """Give keys the rows that an earlier run gave them. No meters may have been opened yet."""
+        for row, key in named:
+            self.names += [None] * (row + 1 - len(self.names))
+            self.names[row] = key
+            self.rows[key] = row
+        self._free = array("q", [row for row, key in enumerate(self.names) if key is None])
+
+    def take_renamed(self) -> dict[int, str | None]:
+        """The rows whose key is not on disk as it is here; pass them to `put_back` if they could not be stored."""
+        renamed, self.renamed = self.renamed, {}
+        return renamed
+
+    def put_back(self, renamed: dict[int, str | None]) -> None:
+        """These could not be stored."""
+        self.renamed = {**renamed, **self.renamed}
 
 
 class Meters:
@@ -260,6 +279,8 @@ class Meters:
         if amounts.get(row, 0) >= amount and self.keys.names[row] == key:
             self.used[row] -= amount
             amounts[row] -= amount
+            if number == self.slice:
+                self.fresh.setdefault(row, 0)
 
     def reset(self, row: int) -> None:
         """Forget what the row has used. The caller forgets it on disk, too."""
@@ -269,17 +290,17 @@ class Meters:
             amounts.pop(row, None)
         self.keys.release(row)
 
-    def load(self, number: int, key: str, amount: int) -> None:
+    def load(self, number: int, row: int, amount: int) -> None:
         """Add what an earlier run or an earlier form of this limit had counted in slice `number`."""
-        row = self.keys.open(key)
         self.used[row] += amount
         amounts = self._slices.setdefault(number, {})
         amounts[row] = amounts.get(row, 0) + amount
 
     def adopt(self, other: Meters) -> None:
         """Take over what `other` counted in a window of another length. An amount never ends earlier than it did."""
-        for number, key, amount in other.entries():
-            self.load(((number + 1) * other.slice_ms - 1) // self.slice_ms, key, amount)
+        for number, amounts in other._slices.items():
+            for row, amount in amounts.items():
+                self.load(((number + 1) * other.slice_ms - 1) // self.slice_ms, row, amount)
         self.waiting = [(number, dict(amounts)) for number, amounts in self._slices.items()]
 
     def retire(self) -> None:
@@ -304,18 +325,10 @@ class Meters:
         done = {id(amounts) for _, amounts in batches}
         self.waiting = [batch for batch in self.waiting if id(batch[1]) not in done]
 
-    def sums(self, number: int, rows: Iterable[int]) -> list[tuple[str, int]]:
-        """(key, amount) of some rows in a slice."""
-        amounts, names = self._slices.get(number, {}), self.keys.names
-        return [(name, amounts[row]) for row in rows if (name := names[row]) is not None and row in amounts]
-
-    def entries(self) -> Iterator[tuple[int, str, int]]:
-        """(slice, key, amount) of everything that is held, for taking it over into another form of the limit."""
-        for number, amounts in self._slices.items():
-            for row, amount in amounts.items():
-                key = self.keys.names[row]
-                if key is not None and amount:
-                    yield number, key, amount
+    def sums(self, number: int, rows: Iterable[int]) -> dict[int, int]:
+        """Row -> amount of some rows in a slice."""
+        amounts = self._slices.get(number, {})
+        return {row: amounts[row] for row in rows if row in amounts}
 
 
 class Ledger:
@@ -329,15 +342,15 @@ class Ledger:
         self.meters: dict[MetersId, Meters] = {}
         self.tolls_ms: list[int] = []
         self.answer_unflushed = False
-        self._keys: dict[str, Keys] = {}
+        self.kinds: dict[str, Keys] = {}
         self._keys_max = keys_max
         self._retired: list[Meters] = []
 
     def keys(self, key: str) -> Keys:
         """The rows for a kind of key."""
-        if key not in self._keys:
-            self._keys[key] = Keys(self._keys_max)
-        return self._keys[key]
+        if key not in self.kinds:
+            self.kinds[key] = Keys(self._keys_max)
+        return self.kinds[key]
 
     def open(self, id: MetersId) -> Meters:
         """The meters with this id. New ones begin with what the same limit counted in a window of another length."""
@@ -357,6 +370,12 @@ class Ledger:
         meters = self.meters[id] = Meters(id, self.keys(id.key))
         meters.set_tolls(self.tolls_ms)
         return meters
+
+    def tidy(self) -> None:
+        """Release the rows that `restore` made for keys of which nothing counts any more."""
+        for keys in self.kinds.values():
+            for row in range(len(keys.names)):
+                keys.release(row)
 
     def retain(self, ids: Collection[MetersId]) -> list[MetersId]:
         """Retire all other meters. Returns their ids."""
