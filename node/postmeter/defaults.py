@@ -51,7 +51,9 @@ SWITCH_INTERVAL_S = 0.000_5
 FLUSH_INTERVAL_S = 0.1
 # A flush is prepared, and stored, in portions of so many keys: no request waits for more than one (some 0.5 ms).
 FLUSH_ROWS_MAX = 500
-FORGET_ROWS_MAX = 5_000
+FORGET_PARTS_MAX = 1_000
+# A slice is written anew when so many times its keys have been appended to the log.
+LOG_PART_MAX = 4
 # A message that has to wait for the disk longer than this is answered with the fail-safe.
 FLUSH_WAIT_S_MAX = 5.0
 FLUSH_RETRY_S_MAX = 5.0

@@ -20,7 +20,14 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from postmeter.clock import Clock
 from postmeter.core.meters import Batch, Keys, Ledger, Meters, MetersId
-from postmeter.defaults import FLUSH_INTERVAL_S, FLUSH_RETRY_S_MAX, FLUSH_ROWS_MAX, FLUSH_WAIT_S_MAX, IDLE_CLEAN_S
+from postmeter.defaults import (
+    FLUSH_INTERVAL_S,
+    FLUSH_RETRY_S_MAX,
+    FLUSH_ROWS_MAX,
+    FLUSH_WAIT_S_MAX,
+    IDLE_CLEAN_S,
+    LOG_PART_MAX,
+)
 from postmeter.errors import StorageError
 from postmeter.storage import Flush, Storage, packed
 
@@ -38,7 +45,8 @@ class Flusher:
         self._failing = ""
         self._thread = ThreadPoolExecutor(1, "storage")
         self._waiters: list[Waiter] = []
-        self._resets: list[tuple[MetersId, int]] = []
+        self._resets: list[tuple[MetersId, int, int]] = []
+        self._logged: dict[tuple[MetersId, int], int] = {}
         self._retired: list[MetersId] = []
         self._wanted = asyncio.Event()
         self._stopping = False
@@ -52,8 +60,8 @@ class Flusher:
             self._waiters.append(waiter)
             self._wanted.set()
 
-    def forget(self, resets: Iterable[tuple[MetersId, int]] = (), retired: Iterable[MetersId] = ()) -> None:
-        """Forget rows, or whole meters, with the next flush."""
+    def forget(self, resets: Iterable[tuple[MetersId, int, int]] = (), retired: Iterable[MetersId] = ()) -> None:
+        """Forget (meters, slice, row), or whole meters, with the next flush."""
         self._resets.extend(resets)
         self._retired.extend(retired)
         self._wanted.set()
@@ -109,7 +117,8 @@ class Flusher:
         batches = [(meters, meters.take_unflushed()) for meters in self._ledger.meters.values()]
         renamed = [(kind, keys, keys.take_renamed()) for kind, keys in self._ledger.kinds.items()]
         try:
-            flush = Flush(self._clock.moment(), clean, list(self._ledger.tolls_ms), resets, retired)
+            flush = Flush(self._clock.moment(), clean, list(self._ledger.tolls_ms), retired)
+            flush.amounts += [(id, number, packed({row: 0})) for id, number, row in resets]
             await self._add_names(flush, renamed)
             await self._add_amounts(flush, batches)
             await self._write(flush)
@@ -130,7 +139,7 @@ class Flusher:
 
     async def _add_names(self, flush: Flush, renamed: Iterable[tuple[str, Keys, dict[int, str | None]]]) -> None:
         for kind, _, names in renamed:
-            for rows in _portions(names):
+            for rows in _portions(list(names)):
                 flush.names.append((kind, packed({row: names[row] for row in rows})))
                 await asyncio.sleep(0)
 
@@ -138,9 +147,18 @@ class Flusher:
         for meters, taken in batches:
             flush.oldest.append((meters.id, meters.oldest(flush.moment.ledger_ms)))
             for number, amounts in taken:
-                for rows in _portions(amounts):
-                    flush.amounts.append((meters.id, number, packed(meters.sums(number, rows))))
+                rows = list(amounts)
+                logged = self._logged.get((meters.id, number), 0) + len(rows)
+                if logged > FLUSH_ROWS_MAX + LOG_PART_MAX * len(meters.rows(number)):
+                    flush.replaced.append((meters.id, number))
+                    rows = meters.rows(number)
+                    logged = len(rows)
+                self._logged[meters.id, number] = logged
+                for portion in _portions(rows):
+                    flush.amounts.append((meters.id, number, packed(meters.sums(number, portion))))
                     await asyncio.sleep(0)
+        oldest = dict(flush.oldest)
+        self._logged = {key: count for key, count in self._logged.items() if key[1] >= oldest.get(key[0], key[1] + 1)}
 
     async def _write(self, flush: Flush) -> None:
         writing = asyncio.get_running_loop().run_in_executor(self._thread, self._storage.write, flush)
@@ -159,7 +177,6 @@ class Flusher:
             waiter(False)
 
 
-def _portions(rows: Iterable[int]) -> Iterator[list[int]]:
-    several = list(rows)
-    for start in range(0, len(several), FLUSH_ROWS_MAX):
-        yield several[start : start + FLUSH_ROWS_MAX]
+def _portions(rows: list[int]) -> Iterator[list[int]]:
+    for start in range(0, len(rows), FLUSH_ROWS_MAX):
+        yield rows[start : start + FLUSH_ROWS_MAX]

@@ -155,17 +155,16 @@ class Node:
     async def reset(self, key: str, limit: str | None) -> list[tuple[MetersId, int]]:
         """Forget what a key has used, on one limit or on all; returns what that was. Raises StorageError."""
         forgotten: list[tuple[MetersId, int]] = []
-        rows: list[tuple[MetersId, int]] = []
+        resets: list[tuple[MetersId, int, int]] = []
         for id, meters in self.ledger.meters.items():
             row = meters.keys.rows.get(key)
             if row is not None and limit in (None, id.limit) and (used := meters.usage(row, self.now_ms())):
                 forgotten.append((id, used))
-                meters.reset(row)
-                rows.append((id, row))
+                resets += [(id, number, row) for number in meters.reset(row)]
         if not forgotten:
             return []
         stored = asyncio.get_running_loop().create_future()
-        self._flusher.forget(resets=rows)
+        self._flusher.forget(resets=resets)
 
         def told(done: bool) -> None:
             # Who asked may have gone away since.
@@ -191,8 +190,7 @@ class Node:
             self.ledger.keys(kind).restore(self._storage.names(kind))
         for id in state.meters:
             meters = self.ledger.restore(id)
-            for number, row, amount in self._storage.amounts(id, meters.oldest(now_ms)):
-                meters.load(number, row, amount)
+            meters.restore(self._storage.amounts(id, meters.oldest(now_ms)))
         self.ledger.tidy()
         return clock
 

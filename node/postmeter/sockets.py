@@ -1,16 +1,18 @@
 """Listening sockets as the settings describe them.
 
 A unix socket is made under a temporary name and gets its owner and mode there, so that nobody can connect before; the
-last step puts it in its place, also over the socket that an agent left when it was killed. Two agents never compete for
-one: they would need the same state directory, which is locked.
+last step puts it in its place, also over the socket that an agent left when it was killed, but over nothing else. Two
+agents never compete for one: they would need the same state directory, which is locked.
 """
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
 import socket
+import stat
 from pathlib import Path
 
 from postmeter.errors import ConfigError
@@ -44,6 +46,8 @@ def _bind_unix(listener: Listener, path: Path) -> socket.socket:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "something is there that is no socket")
         sock.bind(str(draft))
         give_away(draft, listener)
         sock.listen()
@@ -70,4 +74,6 @@ def _advice(error: OSError) -> str:
         return "run the agent as a user who may, or choose another address"
     if isinstance(error, FileNotFoundError):
         return "make its directory first"
+    if isinstance(error, FileExistsError):
+        return "remove it, or choose another path"
     return "stop what listens there (ss -lntxp), or choose another address"

@@ -4,8 +4,9 @@
     DIR/state.sqlite   usage by meters, slice and row; the keys of the rows; the clock; whether the last stop was clean
     DIR/limits.yaml    the last good limits, for a start while the limits file is wrong
 
-All amounts of a flush go in with one statement, as JSON: SQLite works through it without holding the interpreter, so
-that requests are answered meanwhile. A row holds the sum of its slice: writing it again does no harm.
+Usage is a log: a flush appends what has changed, in portions of JSON with the sums of a slice by row, and the last word
+on a row holds. That costs little however many keys there are, and the interpreter is free meanwhile. When a
+slice has been written several times over, the caller has it replaced as a whole.
 
 Keys may hold bytes that are not UTF-8; they are kept as lone surrogates, encoded as three bytes each.
 
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from postmeter.core.meters import MetersId
-from postmeter.defaults import FORGET_ROWS_MAX
+from postmeter.defaults import FORGET_PARTS_MAX
 from postmeter.errors import StorageError
 
 _VERSION = 1
@@ -34,9 +35,8 @@ CREATE TABLE meters (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, key TEXT NOT NULL, count TEXT NOT NULL, window_ms INTEGER NOT NULL,
     UNIQUE (name, key, count, window_ms));
 CREATE TABLE keys (kind TEXT NOT NULL, row INTEGER NOT NULL, name TEXT, PRIMARY KEY (kind, row)) WITHOUT ROWID;
-CREATE TABLE usage (
-    meters INTEGER NOT NULL, slice INTEGER NOT NULL, row INTEGER NOT NULL, amount INTEGER NOT NULL,
-    PRIMARY KEY (meters, slice, row)) WITHOUT ROWID;
+CREATE TABLE usage (id INTEGER PRIMARY KEY, meters INTEGER NOT NULL, slice INTEGER NOT NULL, amounts TEXT NOT NULL);
+CREATE INDEX usage_by_slice ON usage (meters, slice);
 PRAGMA user_version = {_VERSION};
 """
 _NAME = """
@@ -45,17 +45,8 @@ WITH parts AS MATERIALIZED (
 INSERT OR REPLACE INTO keys (kind, row, name)
 SELECT kind, key, atom FROM parts, json_each(names)
 """
-_PUT = """
-WITH parts AS MATERIALIZED (
-    SELECT json_extract(value, '$[0]') AS meters, json_extract(value, '$[1]') AS slice,
-        json_extract(value, '$[2]') AS amounts FROM json_each(?))
-INSERT INTO usage (meters, slice, row, amount)
-SELECT meters, slice, key, atom FROM parts, json_each(amounts) WHERE true
-ON CONFLICT DO UPDATE SET amount = excluded.amount
-"""
 _FORGET = """
-DELETE FROM usage WHERE meters = ?1 AND slice < ?2 AND (slice, row) IN (
-    SELECT slice, row FROM usage WHERE meters = ?1 AND slice < ?2 LIMIT ?3)
+DELETE FROM usage WHERE id IN (SELECT id FROM usage WHERE meters = ? AND slice < ? LIMIT ?)
 """
 
 
@@ -74,15 +65,16 @@ class Flush:
     """What one transaction stores: amounts (meters, slice, `packed` row -> amount), and before that what is forgotten.
 
     `names` are (kind of key, `packed` row -> key) of rows that belong to another key than before, or to none.
-    `oldest` are the oldest slices that still count; `retired` meters are forgotten as a whole.
+    What was stored of a slice in `replaced` is forgotten; `oldest` are the oldest slices that still count; `retired`
+    meters are forgotten as a whole.
     """
 
     moment: Moment
     clean: bool
     tolls_ms: list[int]
-    resets: list[tuple[MetersId, int]] = field(default_factory=list)
     retired: list[MetersId] = field(default_factory=list)
     names: list[tuple[str, str]] = field(default_factory=list)
+    replaced: list[tuple[MetersId, int]] = field(default_factory=list)
     amounts: list[tuple[MetersId, int, str]] = field(default_factory=list)
     oldest: list[tuple[MetersId, int]] = field(default_factory=list)
 
@@ -153,13 +145,12 @@ class Storage:
         with self._errors("cannot read"):
             yield from self._db.execute("SELECT row, name FROM keys WHERE kind = ? AND name IS NOT NULL", (kind,))
 
-    def amounts(self, id: MetersId, oldest: int) -> Iterator[tuple[int, int, int]]:
-        """(slice, row, amount) of some meters, from slice `oldest` on."""
-        query = """
-            SELECT slice, row, amount FROM usage WHERE meters = ? AND slice >= ? AND amount > 0 AND (row = 0 OR EXISTS (
-                SELECT 1 FROM keys WHERE kind = ? AND keys.row = usage.row AND name IS NOT NULL))"""
+    def amounts(self, id: MetersId, oldest: int) -> Iterator[tuple[int, dict[int, int]]]:
+        """(slice, row -> amount) of some meters, from slice `oldest` on; the last word on a row holds."""
+        query = "SELECT slice, amounts FROM usage WHERE meters = ? AND slice >= ? ORDER BY id"
         with self._errors("cannot read"):
-            yield from self._db.execute(query, (self._ids[id], oldest, id.key))
+            for slice, amounts in self._db.execute(query, (self._ids[id], oldest)):
+                yield slice, {int(row): amount for row, amount in json.loads(amounts).items()}
 
     def write(self, flush: Flush) -> None:
         """Store a flush as a whole, and make sure that it is on the disk. Raises StorageError."""
@@ -189,18 +180,17 @@ class Storage:
             number = self._ids.pop(id, None)
             run("DELETE FROM usage WHERE meters = ?", (number,))
             run("DELETE FROM meters WHERE id = ?", (number,))
-        for id, row in flush.resets:
-            run("DELETE FROM usage WHERE meters = ? AND row = ?", (self._number(id), row))
         if flush.names:
             names = (f"[{json.dumps(kind)}, {rows}]" for kind, rows in flush.names)
             run(_NAME, (f"[{','.join(names)}]",))
-        if flush.amounts:
-            parts = (f"[{self._number(id)}, {slice}, {rows}]" for id, slice, rows in flush.amounts)
-            run(_PUT, (f"[{','.join(parts)}]",))
+        for id, slice in flush.replaced:
+            run("DELETE FROM usage WHERE meters = ? AND slice = ?", (self._number(id), slice))
+        for id, slice, amounts in flush.amounts:
+            run("INSERT INTO usage (meters, slice, amounts) VALUES (?, ?, ?)", (self._number(id), slice, amounts))
         self._forget(flush.oldest)
 
     def _forget(self, oldest: Sequence[tuple[MetersId, int]]) -> None:
-        left = FORGET_ROWS_MAX
+        left = FORGET_PARTS_MAX
         for id, slice in oldest:
             number = self._number(id)
             if left > 0 and self._forgotten.get(number) != slice:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from postmeter.core.meters import MetersId
-from postmeter.defaults import FLUSH_ROWS_MAX, FORGET_ROWS_MAX
+from postmeter.defaults import FORGET_PARTS_MAX
 from postmeter.errors import StorageError
 from postmeter.storage import Flush, Moment, State, Storage, packed
 
@@ -38,12 +38,13 @@ def row(key: str) -> int:
 def flush(
     *amounts: tuple[MetersId, int, list[tuple[str, int]]],
     clean: bool = False,
-    resets: tuple[tuple[MetersId, str], ...] = (),
+    resets: tuple[tuple[MetersId, int, str], ...] = (),
     retired: tuple[MetersId, ...] = (),
     oldest: tuple[tuple[MetersId, int], ...] = (),
 ) -> Flush:
     """What one transaction stores."""
-    made = Flush(MOMENT, clean, [17], [(id, row(key)) for id, key in resets], list(retired), oldest=list(oldest))
+    made = Flush(MOMENT, clean, [17], list(retired), oldest=list(oldest))
+    made.amounts += [(id, slice, packed({row(key): 0})) for id, slice, key in resets]
     for id, slice, stored in amounts:
         made.names.append((id.key, packed({row(key): key for key, _ in stored})))
         made.amounts.append((id, slice, packed({row(key): amount for key, amount in stored})))
@@ -55,7 +56,8 @@ def rows(storage: Storage, id: MetersId = USER, oldest: int = 0) -> Rows:
     if id not in storage.load().meters:
         return []
     names = dict(storage.names(id.key))
-    return sorted((slice, names[row], amount) for slice, row, amount in storage.amounts(id, oldest))
+    found = {(slice, names[row]): amount for slice, part in storage.amounts(id, oldest) for row, amount in part.items()}
+    return sorted((slice, key, amount) for (slice, key), amount in found.items() if amount)
 
 
 @contextmanager
@@ -140,7 +142,7 @@ def test_keys_of_any_bytes_survive(kept: Storage, keys: list[str]) -> None:
     """Quotes, backslashes, emoji, and bytes that are not UTF-8 come back as they were, and can be reset."""
     kept.write(flush((USER, 1, [(key, number) for number, key in enumerate(keys, 1)]), retired=(USER,)))
     assert [(1, key, number) for number, key in enumerate(keys, 1)] == sorted(rows(kept), key=lambda row: row[2])
-    kept.write(flush(resets=tuple((USER, key) for key in keys[::2])))
+    kept.write(flush(resets=tuple((USER, 1, key) for key in keys[::2])))
     assert set(keys[1::2]) == {key for _, key, _ in rows(kept)}
 
 
@@ -154,7 +156,7 @@ def test_an_amount_that_is_zero_is_not_loaded(storage: Storage) -> None:
 def test_a_reset_comes_before_what_is_charged_after_it(storage: Storage) -> None:
     """All slices of the key are forgotten, no other key is, and the same flush may hold what the key used since."""
     storage.write(flush((USER, 1, [("alice", 3), ("bob", 2)]), (USER, 2, [("alice", 4)]), (DOMAIN, 1, [("alice", 9)])))
-    storage.write(flush((USER, 2, [("alice", 1)]), resets=((USER, "alice"), (USER, "nobody"))))
+    storage.write(flush((USER, 2, [("alice", 1)]), resets=((USER, 1, "alice"), (USER, 2, "alice"))))
     assert [(1, "bob", 2), (2, "alice", 1)] == rows(storage)
     assert [(1, "alice", 9)] == rows(storage, DOMAIN)
 
@@ -174,15 +176,14 @@ def test_retired_meters_are_gone(directory: Path) -> None:
 
 def test_expired_rows_are_deleted_in_portions(storage: Storage) -> None:
     """A large slice that runs out holds no flush up: each deletes a portion, over all meters, until nothing is left."""
-    many = 2 * FORGET_ROWS_MAX + 10
-    assert many > FLUSH_ROWS_MAX
-    storage.write(flush((USER, 1, [(f"user{number}", 1) for number in range(many)]), (USER, 3, [("alice", 1)])))
+    many = [(USER, 1, [(f"user{number}", 1)]) for number in range(2 * FORGET_PARTS_MAX + 10)]
+    storage.write(flush(*many, (USER, 3, [("alice", 1)])))
     storage.write(flush((DOMAIN, 1, [("x", 1)])))
     left = []
     for _ in range(4):
         storage.write(flush(oldest=((USER, 2), (DOMAIN, 2))))
         left.append(len(rows(storage)) + len(rows(storage, DOMAIN)))
-    assert [2 + 10 + FORGET_ROWS_MAX, 2 + 10, 1, 1] == left
+    assert [2 + 10 + FORGET_PARTS_MAX, 2 + 10, 1, 1] == left
     assert [(3, "alice", 1)] == rows(storage)
 
 
@@ -251,7 +252,7 @@ def test_a_killed_writer_leaves_whole_flushes(directory: Path) -> None:
             process.wait()
         with closing(Storage(directory)) as storage:
             state = storage.load()
-            found = {amount for id in state.meters for _, _, amount in storage.amounts(id, 0)}
+            found = {amount for id in state.meters for _, _, amount in rows(storage, id)}
             assert state.moment is not None
             assert {state.moment.ledger_ms} == found
             assert state.moment.ledger_ms >= answered
@@ -311,7 +312,8 @@ def test_a_write_that_fails_half_way_stores_nothing(directory: Path, storage: St
     storage.write(flush((USER, 1, [("alice", 3)])))
     with closing(sqlite3.connect(directory / "state.sqlite")) as db:
         db.execute(
-            "CREATE TRIGGER broken BEFORE INSERT ON usage WHEN NEW.amount = 404 BEGIN SELECT RAISE(ABORT, 'no'); END"
+            "CREATE TRIGGER broken BEFORE INSERT ON usage WHEN NEW.amounts LIKE '%404%'"
+            " BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
     with pytest.raises(StorageError, match=f"^{directory}: cannot write: no$"):
         storage.write(flush((DOMAIN, 1, [("x", 5), ("broken", 404)]), clean=True, retired=(USER,)))

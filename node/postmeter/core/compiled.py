@@ -84,9 +84,11 @@ class _Writer:
         return '""' if place is None else f"values[{place}]"
 
     def _mark(self) -> str:
+        if "instance" not in self._places:
+            return '""'
         instance = self._value("instance")
         parts = ["recipient"] if self._at_rcpt else ["queue_id", "recipient_count"]
-        rest = "".join(f"\\n{{{self._value(name)}}}" for name in parts if name in self._places)
+        rest = "".join("\\n" + (f"{{{self._value(name)}}}" if name in self._places else "") for name in parts)
         return f'f"{{{instance}}}{rest}" if {instance} else ""'
 
     def _write_amounts(self) -> None:

@@ -281,20 +281,34 @@ class Meters:
             amounts[row] -= amount
             if number == self.slice:
                 self.fresh.setdefault(row, 0)
+            else:
+                self.waiting.append((number, {row: 0}))
 
-    def reset(self, row: int) -> None:
-        """Forget what the row has used. The caller forgets it on disk, too."""
+    def reset(self, row: int) -> list[int]:
+        """Forget what the row has used. Returns the slices in which the caller forgets it on disk, too."""
+        numbers = [number for number, amounts in self._slices.items() if row in amounts]
         self.used[row] = 0
         self.fresh.pop(row, None)
         for amounts in [*self._slices.values(), *self._stale, *(amounts for _, amounts in self.waiting)]:
             amounts.pop(row, None)
         self.keys.release(row)
+        return numbers
 
     def load(self, number: int, row: int, amount: int) -> None:
         """Add what an earlier run or an earlier form of this limit had counted in slice `number`."""
         self.used[row] += amount
         amounts = self._slices.setdefault(number, {})
         amounts[row] = amounts.get(row, 0) + amount
+
+    def restore(self, logged: Iterable[tuple[int, dict[int, int]]]) -> None:
+        """Take over what an earlier run stored: (slice, row -> amount), the last word on a row holds."""
+        slices: dict[int, dict[int, int]] = {}
+        for number, amounts in logged:
+            slices.setdefault(number, {}).update(amounts)
+        for number, amounts in slices.items():
+            for row, amount in amounts.items():
+                if amount and row < len(self.keys.names) and self.keys.names[row] is not None:
+                    self.load(number, row, amount)
 
     def adopt(self, other: Meters) -> None:
         """Take over what `other` counted in a window of another length. An amount never ends earlier than it did."""
@@ -324,6 +338,10 @@ class Meters:
         """These batches are on disk."""
         done = {id(amounts) for _, amounts in batches}
         self.waiting = [batch for batch in self.waiting if id(batch[1]) not in done]
+
+    def rows(self, number: int) -> list[int]:
+        """The rows that have an amount in a slice."""
+        return list(self._slices.get(number, {}))
 
     def sums(self, number: int, rows: Iterable[int]) -> dict[int, int]:
         """Row -> amount of some rows in a slice."""

@@ -27,6 +27,7 @@ ChargeAt = Literal["end-of-message", "rcpt"]
 _instance = attribute("instance")
 _queue_id = attribute("queue_id")
 _recipient = attribute("recipient")
+_recipients = attribute("recipient_count")
 _recipient_count = number("recipient_count")
 _size = number("size")
 
@@ -158,7 +159,7 @@ def mark(request: Request, stage: str) -> str:
     if stage == "RCPT":
         return f"{instance}\n{_recipient(request)}"
     # If another service refuses the message, the client may add recipients and send it again as the same instance.
-    return f"{instance}\n{_queue_id(request)}\n{_recipient_count(request)}"
+    return f"{instance}\n{_queue_id(request)}\n{_recipients(request)}"
 
 
 def once_mark(request: Request, limit: str, key: str) -> str:

@@ -1,0 +1,111 @@
+"""The decision alone, on one core: no sockets, no disk, three limits, a million live meters, everything allowed.
+
+Timed are `decide` on requests that are parsed already, and `parse` and `decide` together: bytes in, action out. The
+requests are those of the load generator, each of another user, drawn uniformly, and made before the clock runs. Every
+100 ms of decisions what is not on disk is taken and called flushed, as the agent does; the time for that counts.
+Seconds are CPU seconds, so that what else the machine does counts less.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from postmeter.core.limits import Key, KeyPart, Limit
+from postmeter.core.meters import Ledger
+from postmeter.core.policy import Policy, Repeats
+from postmeter.core.request import Parser
+
+from .load import BenchError, Population
+from .servers import DAY_S, HIGH, HOUR_S
+
+BATCH = 20_000
+PER_MS = 200
+REQUEST = (
+    "request=smtpd_access_policy\nprotocol_state=END-OF-MESSAGE\nprotocol_name=ESMTP\nclient_address=192.0.2.165\n"
+    "client_name=client-165.access.example.net\nclient_port=10604\nreverse_client_name=client-165.access.example.net\n"
+    "server_address=198.51.100.25\nserver_port=587\nhelo_name=[192.0.2.165]\nsender={user}\n"
+    "recipient=rcpt0912521@mx0266.example.com\nrecipient_count=1\nqueue_id=4X15501570\ninstance=24c7.6b02f151.{serial}.0\n"
+    "size=168141\netrn_domain=\nstress=\nsasl_method=PLAIN\nsasl_username={user}\nsasl_sender=\nccert_subject=\n"
+    "ccert_issuer=\nccert_fingerprint=\nccert_pubkey_fingerprint=\nencryption_protocol=TLSv1.3\n"
+    "encryption_cipher=TLS_AES_256_GCM_SHA384\nencryption_keysize=256\npolicy_context=submission\n\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """Decisions a second on one core: of parsed requests, and from the bytes on."""
+
+    meters: int
+    per_second: float
+    per_second_from_bytes: float
+
+
+def measure_decisions(people: Population, seconds: float) -> Decisions:
+    """Fill a ledger by a message of every user, then decide for so many CPU seconds each way."""
+    core = _Core()
+    requests = _requests(people)
+    while core.decided < people.users:
+        core.decide(list(islice(requests, min(BATCH, people.users - core.decided))))
+    rates = []
+    for is_parsed in (True, False):
+        decided, elapsed_s = core.decided, 0.0
+        while elapsed_s < seconds:
+            elapsed_s += core.decide(list(islice(requests, BATCH)), is_parsed)
+        rates.append((core.decided - decided) / elapsed_s)
+    return Decisions(people.meters, *rates)
+
+
+class _Core:
+    """The agent's core on a clock of its own: PER_MS decisions in a millisecond, whatever the machine."""
+
+    def __init__(self) -> None:
+        self.decided = 0
+        self._ledger = Ledger()
+        self._policy = Policy(_limits(), self._ledger, "end-of-message", Repeats())
+        self._policy.apply_overrides(time.time())
+        self._ledger.answer_unflushed = True
+        self._parser = Parser()
+
+    def decide(self, batch: list[bytes], is_parsed: bool = False) -> float:
+        """Decide a batch, parsed beforehand or not, and flush. Returns the CPU seconds that it took."""
+        decide, parse = self._policy.decide, self._parser.parse
+        now_ms = 1_000_000_000 + self.decided // PER_MS
+        parsed = [parse(data) for data in batch] if is_parsed else []
+        start_s = time.process_time()
+        decisions = (
+            [decide(request, now_ms) for request in parsed]
+            if is_parsed
+            else [decide(parse(data), now_ms) for data in batch]
+        )
+        for meters in self._ledger.meters.values():
+            meters.flushed(meters.take_unflushed())
+        elapsed_s = time.process_time() - start_s
+        self.decided += len(batch)
+        refused = sum(decision.action != "DUNNO" for decision in decisions)
+        if refused:
+            raise BenchError(f"{refused} of {len(batch)} decisions were refusals")
+        return elapsed_s
+
+
+def _limits() -> list[Limit]:
+    user, domain = Key((KeyPart("sasl_username"),)), Key((KeyPart("sasl_domain"),))
+    return [
+        Limit("user-hour", user, "recipients", {HOUR_S * 1_000: HIGH.user_hour}),
+        Limit("user-day", user, "recipients", {DAY_S * 1_000: HIGH.user_day}),
+        Limit("domain-hour", domain, "recipients", {HOUR_S * 1_000: HIGH.domain_hour}),
+    ]
+
+
+def _requests(people: Population) -> Iterator[bytes]:
+    """Every user once, in order; then users drawn uniformly, without end."""
+    draw = random.Random(1)
+    serial = 0
+    while True:
+        number = serial if serial < people.users else draw.randrange(people.users)
+        user = f"user{number:07}@dom{number % people.domains:04}.example.org"
+        yield REQUEST.format(user=user, serial=f"{serial:08}").encode()
+        serial += 1
