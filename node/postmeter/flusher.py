@@ -11,6 +11,7 @@ stored (`Ledger.answer_unflushed`), and put on again after IDLE_CLEAN_S without 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -118,7 +119,7 @@ class Flusher:
         renamed = [(kind, keys, keys.take_renamed()) for kind, keys in self._ledger.kinds.items()]
         try:
             flush = Flush(self._clock.moment(), clean, list(self._ledger.tolls_ms), retired)
-            flush.amounts += [(id, number, packed({row: 0})) for id, number, row in resets]
+            flush.amounts += [(id, number, packed([row], [0])) for id, number, row in resets]
             await self._add_names(flush, renamed)
             await self._add_amounts(flush, batches)
             await self._write(flush)
@@ -140,7 +141,7 @@ class Flusher:
     async def _add_names(self, flush: Flush, renamed: Iterable[tuple[str, Keys, dict[int, str | None]]]) -> None:
         for kind, _, names in renamed:
             for rows in _portions(list(names)):
-                flush.names.append((kind, packed({row: names[row] for row in rows})))
+                flush.names.append((kind, json.dumps({row: names[row] for row in rows})))
                 await asyncio.sleep(0)
 
     async def _add_amounts(self, flush: Flush, batches: Iterable[tuple[Meters, list[Batch]]]) -> None:
@@ -151,11 +152,11 @@ class Flusher:
                 logged = self._logged.get((meters.id, number), 0) + len(rows)
                 if logged > FLUSH_ROWS_MAX + LOG_PART_MAX * len(meters.rows(number)):
                     flush.replaced.append((meters.id, number))
-                    rows = meters.rows(number)
+                    rows = list(meters.rows(number))
                     logged = len(rows)
                 self._logged[meters.id, number] = logged
                 for portion in _portions(rows):
-                    flush.amounts.append((meters.id, number, packed(meters.sums(number, portion))))
+                    flush.amounts.append((meters.id, number, packed(portion, meters.sums(number, portion))))
                     await asyncio.sleep(0)
         oldest = dict(flush.oldest)
         self._logged = {key: count for key, count in self._logged.items() if key[1] >= oldest.get(key[0], key[1] + 1)}

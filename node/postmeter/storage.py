@@ -4,7 +4,7 @@
     DIR/state.sqlite   usage by meters, slice and row; the keys of the rows; the clock; whether the last stop was clean
     DIR/limits.yaml    the last good limits, for a start while the limits file is wrong
 
-Usage is a log: a flush appends what has changed, in portions of JSON with the sums of a slice by row, and the last word
+Usage is a log: a flush appends what has changed, in portions with the sums of a slice by row, and the last word
 on a row holds. That costs little however many keys there are, and the interpreter is free meanwhile. When a
 slice has been written several times over, the caller has it replaced as a whole.
 
@@ -19,7 +19,8 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ CREATE TABLE meters (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, key TEXT NOT NULL, count TEXT NOT NULL, window_ms INTEGER NOT NULL,
     UNIQUE (name, key, count, window_ms));
 CREATE TABLE keys (kind TEXT NOT NULL, row INTEGER NOT NULL, name TEXT, PRIMARY KEY (kind, row)) WITHOUT ROWID;
-CREATE TABLE usage (id INTEGER PRIMARY KEY, meters INTEGER NOT NULL, slice INTEGER NOT NULL, amounts TEXT NOT NULL);
+CREATE TABLE usage (id INTEGER PRIMARY KEY, meters INTEGER NOT NULL, slice INTEGER NOT NULL, amounts BLOB NOT NULL);
 CREATE INDEX usage_by_slice ON usage (meters, slice);
 PRAGMA user_version = {_VERSION};
 """
@@ -62,9 +63,9 @@ class Moment:
 
 @dataclass(slots=True)
 class Flush:
-    """What one transaction stores: amounts (meters, slice, `packed` row -> amount), and before that what is forgotten.
+    """What one transaction stores: amounts (meters, slice, `packed` rows), and before that what is forgotten.
 
-    `names` are (kind of key, `packed` row -> key) of rows that belong to another key than before, or to none.
+    `names` are (kind of key, JSON of row -> key) of rows that belong to another key than before, or to none.
     What was stored of a slice in `replaced` is forgotten; `oldest` are the oldest slices that still count; `retired`
     meters are forgotten as a whole.
     """
@@ -75,7 +76,7 @@ class Flush:
     retired: list[MetersId] = field(default_factory=list)
     names: list[tuple[str, str]] = field(default_factory=list)
     replaced: list[tuple[MetersId, int]] = field(default_factory=list)
-    amounts: list[tuple[MetersId, int, str]] = field(default_factory=list)
+    amounts: list[tuple[MetersId, int, bytes]] = field(default_factory=list)
     oldest: list[tuple[MetersId, int]] = field(default_factory=list)
 
 
@@ -150,7 +151,7 @@ class Storage:
         query = "SELECT slice, amounts FROM usage WHERE meters = ? AND slice >= ? ORDER BY id"
         with self._errors("cannot read"):
             for slice, amounts in self._db.execute(query, (self._ids[id], oldest)):
-                yield slice, {int(row): amount for row, amount in json.loads(amounts).items()}
+                yield slice, _unpacked(amounts)
 
     def write(self, flush: Flush) -> None:
         """Store a flush as a whole, and make sure that it is on the disk. Raises StorageError."""
@@ -224,9 +225,14 @@ class Storage:
             raise StorageError(f"{self.directory}: {what}: {error}") from error
 
 
-def packed(rows: Mapping[int, int] | Mapping[int, str | None]) -> str:
-    """Rows as `Flush` takes them."""
-    return json.dumps(rows)
+def packed(rows: list[int], amounts: list[int]) -> bytes:
+    """Rows and their amounts as `Flush` takes them: 8 bytes each, all rows first, in this machine's byte order."""
+    return array("q", rows + amounts).tobytes()
+
+
+def _unpacked(data: bytes) -> dict[int, int]:
+    numbers = array("q", data)
+    return dict(zip(numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :], strict=True))
 
 
 def _text(data: bytes) -> str:

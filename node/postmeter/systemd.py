@@ -33,6 +33,7 @@ def notify(*lines: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as wire:
+        wire.setblocking(False)
         try:
             wire.sendto("\n".join(lines).encode(), address)
         except OSError:

@@ -7,8 +7,8 @@ and which can make writing hang or fail by holding the lock that writing needs.
 from __future__ import annotations
 
 import asyncio
-import json
 import sqlite3
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -43,11 +43,15 @@ class Disk:
 
     def used(self, key: str, limit: str = ID.limit) -> int:
         """What is stored of a key on a limit, on its longest window."""
+        query = "SELECT row FROM keys WHERE name = ?"
+        [row] = self._db.execute(query, (key,)).fetchone() or [0]
+        query = """SELECT slice, amounts FROM usage JOIN meters ON meters.id = meters
+            WHERE name = ? ORDER BY window_ms, usage.id"""
         found: dict[int, int] = {}
-        query = """SELECT slice, amounts, keys.row FROM usage JOIN meters ON meters.id = meters
-            JOIN keys ON kind = meters.key WHERE meters.name = ? AND keys.name = ? ORDER BY window_ms, usage.id"""
-        for slice, amounts, row in self._db.execute(query, (limit, key)):
-            found[slice] = json.loads(amounts).get(str(row), found.get(slice, 0))
+        for slice, data in self._db.execute(query, (limit,)):
+            numbers = array("q", data)
+            stored = dict(zip(numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :], strict=True))
+            found[slice] = stored.get(row, found.get(slice, 0))
         return sum(found.values())
 
     @property

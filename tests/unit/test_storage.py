@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -44,10 +45,10 @@ def flush(
 ) -> Flush:
     """What one transaction stores."""
     made = Flush(MOMENT, clean, [17], list(retired), oldest=list(oldest))
-    made.amounts += [(id, slice, packed({row(key): 0})) for id, slice, key in resets]
+    made.amounts += [(id, slice, packed([row(key)], [0])) for id, slice, key in resets]
     for id, slice, stored in amounts:
-        made.names.append((id.key, packed({row(key): key for key, _ in stored})))
-        made.amounts.append((id, slice, packed({row(key): amount for key, amount in stored})))
+        made.names.append((id.key, json.dumps({row(key): key for key, _ in stored})))
+        made.amounts.append((id, slice, packed([row(key) for key, _ in stored], [amount for _, amount in stored])))
     return made
 
 
@@ -199,6 +200,7 @@ sys.stdin.read()
 """
 
 WRITE = """
+import json
 import sys
 from itertools import count
 from pathlib import Path
@@ -207,8 +209,8 @@ from postmeter.storage import Flush, Moment, Storage, packed
 storage = Storage(Path(sys.argv[1]))
 ids = [MetersId(f"limit{place}", "sasl_username", "recipients", 3_600_000) for place in range(5)]
 for number in count(1):
-    names = [("sasl_username", packed({place: f"user{place}" for place in range(1, 201)}))]
-    amounts = [(id, 1, packed({place: number for place in range(1, 201)})) for id in ids]
+    names = [("sasl_username", json.dumps({place: f"user{place}" for place in range(1, 201)}))]
+    amounts = [(id, 1, packed(list(range(1, 201)), [number] * 200)) for id in ids]
     storage.write(Flush(Moment(number, 0, "boot", 0), False, [], names=names, amounts=amounts))
     print(number, flush=True)
 """
@@ -312,7 +314,7 @@ def test_a_write_that_fails_half_way_stores_nothing(directory: Path, storage: St
     storage.write(flush((USER, 1, [("alice", 3)])))
     with closing(sqlite3.connect(directory / "state.sqlite")) as db:
         db.execute(
-            "CREATE TRIGGER broken BEFORE INSERT ON usage WHEN NEW.amounts LIKE '%404%'"
+            "CREATE TRIGGER broken BEFORE INSERT ON usage WHEN hex(NEW.amounts) LIKE '%9401000000000000%'"
             " BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
     with pytest.raises(StorageError, match=f"^{directory}: cannot write: no$"):

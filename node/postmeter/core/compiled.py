@@ -95,7 +95,8 @@ class _Writer:
         counts = {rule.limit.count for _, rule, _ in self._rules}
         self._write(1, "messages = 1")
         if "recipients" in counts:
-            self._write(1, "recipients = 1" if self._at_rcpt else "recipients = count(request) or 1")
+            one = "" if self._at_rcpt else f' if {self._value("recipient_count")} == "1" else count(request) or 1'
+            self._write(1, f"recipients = 1{one}")
         if "bytes" in counts:
             self._write(1, "bytes = size(request)")
 
@@ -153,7 +154,7 @@ class _Writer:
                     f"amounts[row{key}] = amounts.get(row{key}, 0) + {amount}",
                     f"amounts = {name}.fresh",
                     f"amounts[row{key}] = unflushed = amounts.get(row{key}, 0) + {amount}",
-                    f"if (unflushed > {name}.quick_unflushed_max or {name}.waiting)"
+                    f"if unflushed + {name}.waiting_max > {name}.quick_unflushed_max"
                     f" and {name}.must_wait(key{key}, row{key}): held = True",
                 )
             if rule.once:

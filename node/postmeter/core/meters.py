@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Iterable
+from itertools import repeat
 from typing import NamedTuple
 
 from postmeter.defaults import KEYS_MAX, SLICES_PER_WINDOW, UNFLUSHED_PART
@@ -129,6 +130,7 @@ class Meters:
         "slice_ms",
         "used",
         "waiting",
+        "waiting_max",
     )
 
     def __init__(self, id: MetersId, keys: Keys) -> None:
@@ -141,6 +143,7 @@ class Meters:
         self.current: dict[int, int] = {}
         self.fresh: dict[int, int] = {}
         self.waiting: list[Batch] = []
+        self.waiting_max = 0
         self._tolls_ms: list[int] = []
         self._slices: dict[int, dict[int, int]] = {}
         self._stale: list[dict[int, int]] = []
@@ -164,6 +167,11 @@ class Meters:
         self.quick_max = self.max if alike else -1
         self.quick_unflushed_max = unflushed_max(self.max) if alike else -1
 
+    def _set_waiting(self, waiting: list[Batch]) -> None:
+        """`waiting_max` is what no row has more of in `waiting`, so that few need a look at their own."""
+        self.waiting = waiting
+        self.waiting_max = sum(max(amounts.values(), default=0) for _, amounts in waiting)
+
     # --- time -------------------------------------------------------------------------------------------------------
 
     def oldest(self, now_ms: int) -> int:
@@ -177,11 +185,10 @@ class Meters:
         oldest = self.oldest(now_ms)
         for number in [number for number in self._slices if number < oldest]:
             self._stale.append(self._slices.pop(number))
-        self.waiting = [(number, amounts) for number, amounts in self.waiting if number >= oldest]
         if self.fresh:
-            if self.slice >= oldest:
-                self.waiting.append((self.slice, self.fresh))
+            self.waiting.append((self.slice, self.fresh))
             self.fresh = {}
+        self._set_waiting([(number, amounts) for number, amounts in self.waiting if number >= oldest])
         if self.slice in self._slices and not self.current:
             del self._slices[self.slice]
         self.slice = now_ms // self.slice_ms
@@ -315,7 +322,7 @@ class Meters:
         for number, amounts in other._slices.items():
             for row, amount in amounts.items():
                 self.load(((number + 1) * other.slice_ms - 1) // self.slice_ms, row, amount)
-        self.waiting = [(number, dict(amounts)) for number, amounts in self._slices.items()]
+        self._set_waiting([(number, dict(amounts)) for number, amounts in self._slices.items()])
 
     def retire(self) -> None:
         """Nobody asks any more: let `expire` take everything away."""
@@ -323,30 +330,29 @@ class Meters:
         self._slices = {}
         self.current = {}
         self.fresh = {}
-        self.waiting = []
+        self._set_waiting([])
 
     # --- the disk -----------------------------------------------------------------------------------------------------
 
     def take_unflushed(self) -> list[Batch]:
         """The batches (slice, rows) that are not on disk; pass them to `flushed` when they are."""
         if self.fresh:
-            self.waiting.append((self.slice, self.fresh))
+            self._set_waiting([*self.waiting, (self.slice, self.fresh)])
             self.fresh = {}
         return list(self.waiting)
 
     def flushed(self, batches: Iterable[Batch]) -> None:
         """These batches are on disk."""
         done = {id(amounts) for _, amounts in batches}
-        self.waiting = [batch for batch in self.waiting if id(batch[1]) not in done]
+        self._set_waiting([batch for batch in self.waiting if id(batch[1]) not in done])
 
-    def rows(self, number: int) -> list[int]:
+    def rows(self, number: int) -> Collection[int]:
         """The rows that have an amount in a slice."""
-        return list(self._slices.get(number, {}))
+        return self._slices.get(number, {}).keys()
 
-    def sums(self, number: int, rows: Iterable[int]) -> dict[int, int]:
-        """Row -> amount of some rows in a slice."""
-        amounts = self._slices.get(number, {})
-        return {row: amounts[row] for row in rows if row in amounts}
+    def sums(self, number: int, rows: Iterable[int]) -> list[int]:
+        """The amounts of these rows in a slice, 0 for those that have none."""
+        return list(map(self._slices.get(number, {}).get, rows, repeat(0)))
 
 
 class Ledger:
