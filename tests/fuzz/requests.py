@@ -117,6 +117,7 @@ class Fuzzer:
         self._choice = random.Random(seed)
         self._corpus = [path.read_bytes() for path in CORPUS]
         self._sound = [data for data in self._corpus if expect(data) == ([Outcome.REPLY], data) and len(data) < 2000]
+        self._usual = [path.read_bytes() for path in CORPUS if path.stem.startswith("postfix-3.7-")]
 
     def batch(self, requests_max: int) -> tuple[list[Outcome], bytes]:
         """Some requests to be sent together, and what must follow: replies, and at the end perhaps something else."""
@@ -134,7 +135,7 @@ class Fuzzer:
         what = self._choice.random()
         if what < 0.02:
             return self._choice.choice(self._corpus)
-        data = self._invent(self._choice.choice(self._sound))
+        data = self._invent(self._choice.choice(self._usual if self._choice.random() < 0.6 else self._sound))
         if what < 0.75:
             return data
         if what < 0.76:
@@ -148,12 +149,14 @@ class Fuzzer:
         choice = self._choice
         number = choice.randrange(10**9)
         user = f"u{number}@d{number % 300}.test".encode()
+        recipients = choice.choice((0, 1, 1, 1, 2, 7, 15, 500))
+        instance = number % (10**9 if number % 10 == 0 else 500)
         values = {
             b"sasl_username": user if choice.random() < 0.8 else None,
             b"sender": user if choice.random() < 0.5 else None,
             b"client_address": f"10.{number % 7}.{number % 251}.{number % 241}".encode(),
-            b"recipient_count": str(choice.choice((0, 1, 1, 1, 2, 7, 15, 500))).encode() if choice.random() < 0.5 else None,
-            b"instance": f"i{number % (10**9 if number % 10 == 0 else 500)}".encode() if choice.random() < 0.03 else b"",
+            b"recipient_count": str(recipients).encode() if choice.random() < 0.5 else None,
+            b"instance": f"i{instance}".encode() if choice.random() < 0.03 else b"",
         }
         lines = []
         for line in data[:-2].split(b"\n"):

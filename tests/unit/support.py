@@ -7,8 +7,8 @@ from typing import Any
 from postmeter.core.limits import Key, KeyPart, Limit
 from postmeter.core.meters import Ledger
 from postmeter.core.policy import Policy, Repeats
-from postmeter.core.rule import ChargeAt
 from postmeter.core.request import Parser, Request
+from postmeter.core.rule import ChargeAt
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
