@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help run test lint bench proto lock clean
+.PHONY: help run test lint bench simulate proto lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +26,10 @@ lint: $(READY) ## check style and types
 bench: $(READY) ## measure the agent beside a C echo server, postfwd and policyd-rate-limit
 	@tests/packages.sh
 	$(BIN)/python -m tests.bench
+
+SEEDS ?= 0:10000
+simulate: $(READY) ## run the rights of a cluster through random trouble: make simulate SEEDS=0:10000
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --steps 1000 --jobs 2
 
 proto: $(READY) ## generate node/postmeter/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=node --pyi_out=node --grpc_python_out=node \

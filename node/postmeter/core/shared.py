@@ -1,0 +1,280 @@
+"""Meters of a cluster: this node may use only its part of `max`, more what it borrowed, less what it lent.
+
+The single node's decision compares one column with one number. That stays so: lent rights are added to the column as if
+they were used, borrowed ones are subtracted (`move`), and the number is the least base share that any key can have.
+What exceeds that gets the closer look, at `allowance` and `usage` as they are.
+
+    Terms           how long loans live, and how wrong a clock may go
+    SharedMeters    Meters with a base share instead of `max`
+    SharedLedger    all of them, with what they all need to know: the roster, whether this node may spend at all
+
+A borrowed right ends at a moment of this node's clock, and no charge may use it a millisecond later. So the end of the
+slice, which every decision compares the time with anyway, is put forward to it (`wake_ms`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from postmeter.core.effects import Before
+from postmeter.core.meters import OVERFLOW_KEY, OVERFLOW_ROW, UNLIMITED, Keys, Ledger, Meters, MetersId, unflushed_max
+from postmeter.core.roster import Members, Roster, share
+from postmeter.defaults import KEYS_MAX
+
+NEVER_MS = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """`drift_ppm`: how many millionths the rate of a clock may be off; `margin_ms`: added to what a lender waits."""
+
+    lifetime_ms_max: int = 15 * 60_000
+    drift_ppm: int = 1_000
+    margin_ms: int = 1_000
+
+    def stretch_ms(self, span_ms: int) -> int:
+        """How much longer than `span_ms` a node must wait by its own clock to be sure that as much has passed."""
+        return -(-span_ms * self.drift_ppm // 1_000_000)
+
+    def lifetime_ms(self, window_ms: int) -> int:
+        """How long a borrower may spend, from when it asked, by its own clock."""
+        return min(window_ms, self.lifetime_ms_max)
+
+    def wait_ms(self, window_ms: int) -> int:
+        """How long a lender must not spend what it lent, from when it granted, by its own clock."""
+        span_ms = self.lifetime_ms(window_ms) + window_ms
+        return span_ms + 3 * self.stretch_ms(span_ms) + self.margin_ms
+
+    def toll_wait_ms(self, window_ms: int) -> int:
+        """How long, from a start after an unclean stop, what was lost then counts, by anybody's clock."""
+        return window_ms + 3 * self.stretch_ms(window_ms) + self.margin_ms
+
+
+class SharedKeys(Keys):
+    """Rows that are kept while rights are lent or borrowed for them."""
+
+    __slots__ = ()
+
+    def release(self, row: int) -> None:
+        """Forget a row that nobody uses any more."""
+        if not any(row in meters.moved for meters in self.meters if isinstance(meters, SharedMeters)):
+            super().release(row)
+
+
+class SharedMeters(Meters):
+    """One window of one limit for all its keys, and this node's part of it.
+
+    `moved` maps a row to what is lent less what is borrowed, in the limit's unit. `overdraft` is the part of its base
+    share that a node may exceed its allowance by while `ledger.isolated`. `before` is the earlier `max` while somebody
+    may still be using by it. `suspended`: nothing may be charged. `wake` is called with the time when `wake_ms` is
+    over, and returns the next.
+    """
+
+    __slots__ = ("_settled", "before", "ledger", "moved", "opens", "overdraft", "suspended", "wake", "wake_ms")
+
+    def __init__(self, id: MetersId, keys: Keys, ledger: SharedLedger) -> None:
+        self.ledger = ledger
+        self.moved: dict[int, int] = {}
+        self._settled: list[int] = []
+        self.opens: list[Members] = []
+        self.overdraft = 0.0
+        self.suspended = False
+        self.before: list[Before] = []
+        self.wake_ms = NEVER_MS
+        self.wake: Callable[[SharedMeters, int], int] = lambda meters, now_ms: NEVER_MS
+        super().__init__(id, keys)
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def oldest(self, now_ms: int) -> int:
+        """The oldest slice that still counts, if this node's clock is as fast as it may be."""
+        return (now_ms - self.id.window_ms - self.ledger.terms.stretch_ms(self.id.window_ms)) // self.slice_ms
+
+    def advance(self, now_ms: int) -> None:
+        """Begin the slice that `now_ms` lies in, and end the loans that end before."""
+        if now_ms < self.slice_end_ms:
+            return
+        super().advance(now_ms)
+        if now_ms >= self.wake_ms:
+            self.wake_ms = self.wake(self, now_ms)
+        # The stretched window is no multiple of a slice: one may stop counting in the middle of another.
+        oldest = min(number for number in self._slices)
+        self.slice_end_ms = min(self.slice_end_ms, self.wake_ms, self.freed_ms(oldest))
+
+    def wake_at(self, at_ms: int) -> None:
+        """Call `wake` at that time, or earlier."""
+        self.wake_ms = min(self.wake_ms, at_ms)
+        self.slice_end_ms = min(self.slice_end_ms, self.wake_ms)
+
+    def refresh(self, now_ms: int) -> None:
+        """The roster has changed, or time has passed: find out which generations are open."""
+        ledger = self.ledger
+        window_ms, terms = self.id.window_ms, ledger.terms
+        self.opens = ledger.roster.open(now_ms, terms.wait_ms(window_ms), terms.toll_wait_ms(window_ms))
+        self.before = [before for before in self.before if before.until_ms > now_ms]
+        self._set_quick()
+
+    def _set_quick(self) -> None:
+        if not self.spends:
+            self.quick_max = self.quick_unflushed_max = -UNLIMITED
+            return
+        node = self.ledger.roster.node
+        least = min((self.max // len(members) if node in members else 0 for members in self.opens), default=0)
+        alike = not self._tolls_ms and not self.overrides
+        self.quick_max = least if alike else -UNLIMITED
+        self.quick_unflushed_max = unflushed_max(least) if alike else -1
+
+    # --- rights -------------------------------------------------------------------------------------------------------
+
+    @property
+    def spends(self) -> bool:
+        """Whether anything may be charged at all."""
+        return self.ledger.spends and not self.suspended
+
+    def row_of(self, key: str) -> int | None:
+        """The row of a key, which may be OVERFLOW_KEY."""
+        return OVERFLOW_ROW if key == OVERFLOW_KEY else self.keys.rows.get(key)
+
+    def base(self, key: str) -> int:
+        """The base share: what this node may use without asking anybody."""
+        max = self.max_of(key)
+        return min((self.share(key, max, members) for members in self.opens), default=0)
+
+    def share(self, key: str, max: int, members: Members) -> int:
+        """The node's part of `max` in a generation."""
+        return share(max, members, self.ledger.roster.node, (self.id, key))
+
+    def ceiling(self, key: str, now_ms: int) -> int:
+        """The largest `max` that a node may have used by within the window."""
+        ceiling = self.max_of(key)
+        for before in self.before:
+            earlier = dict(before.overrides).get(key, before.max)
+            if before.until_ms > now_ms and ceiling < earlier < UNLIMITED:
+                ceiling = earlier
+        return ceiling
+
+    def toll(self, key: str) -> int:
+        """What is assumed to be used because of unclean stops within the window: as much as could have been lost.
+
+        Today's share in the newest generation will do, which is no less than the base: while a toll counts, nobody's
+        share rises because this node's has fallen.
+        """
+        if not self._tolls_ms:
+            return 0
+        share = self.share(key, self.max_of(key), self.ledger.roster.members)
+        return len(self._tolls_ms) * unflushed_max(share)
+
+    def rights(self, key: str, now_ms: int) -> int:
+        """What usage may rise to: base share, less lent, more borrowed, less the toll. May be negative."""
+        self.advance(now_ms)
+        row = self.row_of(key)
+        moved = self.moved.get(row, 0) if row is not None else 0
+        return self.base(key) - moved - self.toll(key)
+
+    def allowance(self, key: str, now_ms: int) -> int:
+        """`rights`, and the overdraft if this node is cut off; less than nothing if it must not spend at all."""
+        rights = self.rights(key, now_ms)
+        if not self.spends:
+            return min(rights, -1) if self.max_of(key) < UNLIMITED else rights
+        if self.overdraft and self.ledger.isolated:
+            rights += int(self.base(key) * self.overdraft)
+        return rights
+
+    def move(self, key: str, amount: int) -> None:
+        """Rights go out (`amount` > 0: lent, or a borrowed loan ends) or come in."""
+        row = OVERFLOW_ROW if key == OVERFLOW_KEY else self.keys.open(key)
+        self.used[row] += amount
+        moved = self.moved.get(row, 0) + amount
+        if moved:
+            self.moved[row] = moved
+        else:
+            self.moved.pop(row, None)
+            self._settled.append(row)
+
+    def tidy(self) -> None:
+        """Forget rows whose rights are back. Not in `move`: a decision may have its hand on one."""
+        for row in self._settled:
+            if not self.used[row]:
+                self.keys.release(row)
+        self._settled.clear()
+
+    # --- what Meters asks ---------------------------------------------------------------------------------------------
+
+    def usage(self, row: int | None, now_ms: int) -> int:
+        """Used within the window, exactly."""
+        used = super().usage(row, now_ms)
+        return used - self.moved.get(row, 0) if row is not None else used
+
+    def wait_ms(self, key: str, row: int | None, amount: int, now_ms: int) -> int | None:
+        """How long until `amount` could be charged if nobody lends anything: 0 if now, None if that cannot be told."""
+        excess = self.usage(row, now_ms) + amount - self.allowance(key, now_ms)
+        if excess <= 0:
+            return 0
+        for number, freed in self.slices(row, now_ms):
+            excess -= freed
+            if excess <= 0:
+                return self.freed_ms(number) - now_ms
+        return None
+
+    def freed_ms(self, number: int) -> int:
+        """When a slice stops counting."""
+        window_ms = self.id.window_ms
+        return (number + 1) * self.slice_ms + window_ms + self.ledger.terms.stretch_ms(window_ms)
+
+    def must_wait(self, key: str, row: int) -> bool:
+        """Whether more is charged to the row and not on disk than may be answered before it is."""
+        pending = self.fresh.get(row, 0) + sum(amounts.get(row, 0) for _, amounts in self.waiting)
+        return pending > unflushed_max(self.base(key))
+
+    def reset(self, row: int) -> list[int]:
+        """Forget what the row has used; what is lent and borrowed stays."""
+        numbers = super().reset(row)
+        self.used[row] = self.moved.get(row, 0)
+        return numbers
+
+
+class SharedLedger(Ledger):
+    """All meters of this node, and what they need to know.
+
+    `spends` is False while this node must admit nothing on limited meters: it is not in the roster, or does not know.
+    `isolated` is set by whoever talks to the peers: none of them can be reached. `opened` is called with new meters.
+    """
+
+    def __init__(self, roster: Roster, terms: Terms, keys_max: int = KEYS_MAX) -> None:
+        super().__init__(keys_max)
+        self.roster = roster
+        self.terms = terms
+        self.isolated = False
+        self.spends = False
+        self.opened: Callable[[SharedMeters], None] = lambda meters: None
+
+    def keys(self, key: str) -> Keys:
+        """The rows for a kind of key."""
+        if key not in self.kinds:
+            self.kinds[key] = SharedKeys(self._keys_max)
+        return self.kinds[key]
+
+    def open(self, id: MetersId) -> Meters:
+        """The meters with this id. New ones begin with what the same limit counted in a window of another length."""
+        if id in self.meters:
+            return self.meters[id]
+        like = [other for other in self.meters.values() if other.id[:3] == id[:3]]
+        meters = self.restore(id)
+        if like:
+            longer = [other for other in like if other.id.window_ms >= id.window_ms]
+            ordered = sorted(longer or like, key=lambda other: other.id.window_ms)
+            meters.adopt(ordered[0] if longer else ordered[-1])
+        return meters
+
+    def restore(self, id: MetersId) -> Meters:
+        """The meters that an earlier run had, empty: the caller loads them."""
+        meters = self.meters[id] = SharedMeters(id, self.keys(id.key), self)
+        meters.set_tolls(self.tolls_ms)
+        self.opened(meters)
+        return meters
+
+    def shared(self, id: MetersId) -> SharedMeters | None:
+        """The meters with this id, if there are any."""
+        meters = self.meters.get(id)
+        return meters if isinstance(meters, SharedMeters) else None

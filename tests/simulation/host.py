@@ -1,0 +1,319 @@
+"""One simulated node: the shipped core, a disk that survives crashes, and a clock of its own.
+
+What is not the core's is kept as dumb as possible. A *fuse* counts effects (a transaction on the disk, a message, an
+answer to a client) and kills the node when it has burnt down, so that a crash falls between any two of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING
+
+from postmeter.core.effects import Answer, Message, Meter, Place, Ready, Record, Renew, Return, Standing
+from postmeter.core.identity import Identity
+from postmeter.core.limits import Key, KeyPart, Limit
+from postmeter.core.meters import MetersId
+from postmeter.core.policy import Policy, Repeats
+from postmeter.core.request import Parser, Request
+from postmeter.core.rights import STANDING, Rights
+from postmeter.core.roster import Roster
+from postmeter.core.shared import SharedLedger, SharedMeters
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+class Crashed(Exception):  # noqa: N818 - it is no error of the program
+    """The power is off."""
+
+
+@dataclass
+class Disk:
+    """What survives a crash."""
+
+    incarnation: int
+    records: dict[Place, Record]
+    max: dict[str, int]
+    usage: dict[MetersId, dict[tuple[int, str], int]] = field(default_factory=dict)
+    tolls_ms: list[int] = field(default_factory=list)
+    clean: bool = True
+    alive_ms: int = 0
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A client that waits for its node to borrow."""
+
+    user: str
+    amount: int
+    until_ms: float
+    asked_ms: float
+
+
+def limits_of(world: World, max: dict[str, int]) -> list[Limit]:
+    """The limits of a world with these values of `max`."""
+    return [
+        Limit(name, Key((KeyPart(attribute),)), "recipients", {window_ms: max[name]}, text="-")
+        for name, (attribute, window_ms) in world.limits.items()
+    ]
+
+
+_parser = Parser()
+
+
+@cache
+def request_of(user: str, amount: int) -> Request:
+    """A message at the end of its data, with no instance: nobody takes it for a repeat."""
+    lines = ["request=smtpd_access_policy", "protocol_state=END-OF-MESSAGE", "instance=", f"sasl_username={user}"]
+    return _parser.parse("\n".join([*lines, f"recipient_count={amount}", "", ""]).encode())
+
+
+class Host:
+    """A node of a `World`. `rate` and `offset_ms` make its clock out of the true time."""
+
+    def __init__(self, world: World, name: str, roster: Roster, rate: float, offset_ms: int) -> None:
+        self.world = world
+        self.name = name
+        self.rate = rate
+        self.offset_ms = offset_ms
+        self.up = False
+        self.paused_until_ms = 0.0
+        self.mail: list[tuple[str, Message]] = []
+        self.fuse = -1
+        self.next_tick_ms = 0.0
+        self.waiting: list[Waiting] = []
+        self.disk = Disk(0, {STANDING: roster.standing()}, dict(world.max))
+        self.backup: Disk | None = None
+        self.rights: Rights
+        self.ledger: SharedLedger
+        self.policy: Policy
+
+    def now_ms(self) -> int:
+        """The node's clock."""
+        return int(self.offset_ms + self.rate * self.world.t_ms)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin with what is on the disk."""
+        registered = self.world.registered.get(self.name)
+        if self.world.refuses(self.identity(), registered if self.world.sees_etcd(self.name) else None):
+            self.world.note(f"{self.name} is refused: its state is old")
+            return
+        now_ms = self.now_ms()
+        self.disk.incarnation += 1
+        standing = self.disk.records[STANDING]
+        assert isinstance(standing, Standing)
+        self.ledger = SharedLedger(Roster.restore(standing), self.world.terms)
+        self.ledger.tolls_ms = [at_ms for at_ms in self.disk.tolls_ms if now_ms - at_ms < 2 * self.world.window_ms_max]
+        self.rights = self.world.make_rights(self.ledger, self.disk.incarnation, self.disk.records, self.disk.alive_ms)
+        for id, usage in self.disk.usage.items():
+            meters = self.ledger.restore(id)
+            oldest = meters.oldest(now_ms)
+            for (number, key), amount in usage.items():
+                if number >= oldest:
+                    meters.load(number, meters.keys.open(key), amount)
+        self.up = True
+        self.fuse = -1
+        self.waiting.clear()
+        self._set_limits(now_ms)
+        self._do(self.rights.start(now_ms, self.disk.clean))
+        self.next_tick_ms = self.world.t_ms
+        self.follow()
+
+    def identity(self) -> Identity:
+        """What the disk says."""
+        return Identity(self.name, self.disk.incarnation, self.disk.alive_ms, "")
+
+    def _set_limits(self, now_ms: int) -> None:
+        self.policy = Policy(limits_of(self.world, self.disk.max), self.ledger, "end-of-message", Repeats())
+        self.policy.apply_overrides(0)
+        for meters in self.ledger.meters.values():
+            assert isinstance(meters, SharedMeters)
+            meters.overdraft = self.world.overdraft
+            meters.refresh(now_ms)
+
+    def crash(self) -> None:
+        """Everything that is not on the disk is gone."""
+        self.up = False
+        self.fuse = -1
+        self.mail.clear()
+        self.waiting.clear()
+        self.paused_until_ms = 0
+
+    def stop(self) -> None:
+        """A clean stop."""
+        self._guard(lambda: self._flush(clean=True))
+        if self.up:
+            self.crash()
+
+    # --- what happens to it -------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """The node's own pace: flush, borrow ahead, tend."""
+        self.next_tick_ms = self.world.t_ms + self.world.tick_ms
+        self._guard(self._tick)
+
+    def _tick(self) -> None:
+        now_ms = self.now_ms()
+        for meters, rows in self._flush():
+            self._do(self.rights.replenish(meters, rows, now_ms))
+        self.ledger.expire(now_ms, 500)
+        self._do(self.rights.tend(now_ms))
+        self.waiting = [waiting for waiting in self.waiting if not self._gives_up(waiting)]
+
+    def _gives_up(self, waiting: Waiting) -> bool:
+        if waiting.until_ms > self.world.t_ms:
+            return False
+        self.world.refused(self, waiting.user, waiting.amount, waiting.asked_ms)
+        return True
+
+    def follow(self) -> None:
+        """Look at etcd, if it can be seen."""
+        if self.world.sees_etcd(self.name):
+            self._guard(self._follow)
+
+    def _follow(self) -> None:
+        world, now_ms = self.world, self.now_ms()
+        world.registered[self.name] = self.identity()
+        if self.disk.max != world.max:
+            for id in list(self.ledger.meters):
+                if self.disk.max[id.limit] != world.max[id.limit]:
+                    self._do(self.rights.change(id, now_ms))
+            world.leaves_behind(self.disk.max)
+            self.disk.max = dict(world.max)
+            self._set_limits(now_ms)
+        self._do(self.rights.follow(world.generations, world.stopped, now_ms))
+
+    def hear(self, source: str, message: Message) -> None:
+        """A message arrives."""
+        self._guard(lambda: self._hear(source, message))
+
+    def _hear(self, source: str, message: Message) -> None:
+        self._do(self.rights.receive(source, message, self.now_ms()))
+        brings = isinstance(message, Return | Renew) or (isinstance(message, Answer) and message.amount)
+        if self.waiting and (brings or self.world.patient):
+            again, self.waiting = self.waiting, []
+            for waiting in again:
+                if not self._gives_up(waiting):
+                    self._request(waiting)
+
+    def send(self, user: str, amount: int) -> None:
+        """A client sends a message to so many recipients."""
+        t_ms = self.world.t_ms
+        self._guard(lambda: self._request(Waiting(user, amount, t_ms + self.world.borrow_timeout_ms, t_ms)))
+
+    def _request(self, waiting: Waiting) -> None:
+        now_ms = self.now_ms()
+        decision = self.policy.decide(request_of(waiting.user, waiting.amount), now_ms)
+        if not decision.refused:
+            if decision.held is not None:
+                self._flush()
+            self._burn()
+            self.world.admitted(self, waiting.user, waiting.amount)
+            return
+        seeking = False
+        for reading in decision.exceeded:
+            if reading.refuses and not reading.hopeless:
+                meter = (reading.meters.id, reading.key)
+                self._do(self.rights.seek(meter, reading.amount, now_ms))
+                seeking |= self.rights.is_seeking(meter)
+        hopeless = any(reading.hopeless for reading in decision.exceeded)
+        if seeking and not hopeless and waiting.until_ms > self.world.t_ms:
+            self.waiting.append(waiting)
+        else:
+            self.world.refused(self, waiting.user, waiting.amount, waiting.asked_ms)
+
+    def idle(self) -> None:
+        """Nothing was charged for long: the state is marked clean."""
+        self._guard(lambda: self._flush(clean=True))
+
+    # --- effects ------------------------------------------------------------------------------------------------------
+
+    def _guard(self, act: object) -> None:
+        assert callable(act)
+        try:
+            act()
+        except Crashed:
+            self.world.note(f"{self.name} crashes")
+            self.crash()
+        self.world.acted.add(self)
+
+    def _burn(self) -> None:
+        """One effect is about to happen; or the power fails before it."""
+        if self.fuse == 0:
+            raise Crashed
+        if self.fuse > 0:
+            self.fuse -= 1
+
+    def _do(self, ready: Ready) -> None:
+        if ready.persist:
+            self.persist(ready)
+        if ready.send:
+            self.send_all(ready)
+
+    def send_all(self, ready: Ready) -> None:
+        """Each message is an effect."""
+        self.world.count_packets(ready.send)
+        for to, message in ready.send:
+            self._burn()
+            self.world.post(self.name, to, message)
+
+    def persist(self, ready: Ready) -> None:
+        """One transaction."""
+        self._burn()
+        for where, record in ready.persist:
+            if record is None:
+                self.disk.records.pop(where, None)
+            else:
+                self.disk.records[where] = record
+        self._sign_of_life()
+        self.rights.stored(ready.persist)
+
+    def _sign_of_life(self) -> None:
+        if self.rights.confirmed:
+            self.disk.alive_ms = self.now_ms()
+
+    def _flush(self, clean: bool = False) -> list[tuple[SharedMeters, set[int]]]:
+        """Bring usage to the disk. Returns the rows that were charged."""
+        charged = []
+        batches = [(meters, meters.take_unflushed()) for meters in self.ledger.meters.values()]
+        if clean or any(batch for _, batch in batches):
+            self._burn()
+            self.disk.clean = clean
+            self.disk.tolls_ms = list(self.ledger.tolls_ms)
+            self._sign_of_life()
+            self.ledger.answer_unflushed = not clean
+        for meters, batch in batches:
+            stored = self.disk.usage.setdefault(meters.id, {})
+            charged_rows = {row for _, rows in batch for row in rows}
+            for row in charged_rows:
+                key = meters.keys.names[row]
+                if key is not None:
+                    stored.update(((number, key), amount) for number, amount in meters.slices(row, self.now_ms()))
+            meters.flushed(batch)
+            if batch:
+                assert isinstance(meters, SharedMeters)
+                charged.append((meters, charged_rows))
+        return charged
+
+    def back_up(self) -> None:
+        """Copy the disk."""
+        self.backup = copy.deepcopy(self.disk)
+
+    def restore_backup(self) -> None:
+        """Start from the copy, if the node has registered since."""
+        registered = self.world.registered.get(self.name)
+        if self.up or self.backup is None or registered is None or not self.world.sees_etcd(self.name):
+            return
+        if (self.backup.incarnation, self.backup.alive_ms) < (registered.incarnation, registered.written_ms):
+            kept, self.disk = self.disk, copy.deepcopy(self.backup)
+            self.start()
+            if not self.up:
+                self.disk = kept
+
+    def meter_is_idle(self, meter: Meter) -> bool:
+        """Whether nothing at all is kept of a meter."""
+        return meter not in self.rights.books and self.ledger.keys(meter[0].key).row(meter[1]) is None

@@ -1,0 +1,256 @@
+"""One switch for every rule: `off(name)` takes the rule out of the shipped code while the context lasts.
+
+Each is a patch of the method that holds the rule, as small as it can be made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+from postmeter.core.effects import Answer, Lent, LoanId, Ready
+from postmeter.core.meters import Meters
+from postmeter.core.rights import Question, Rights
+from postmeter.core.roster import Roster
+from postmeter.core.shared import SharedMeters, Terms
+from tests.simulation.host import Host
+from tests.simulation.world import World
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a rule says, and the patches (object, attribute, replacement) that turn it off."""
+
+    text: str
+    patches: tuple[tuple[Any, str, Any], ...]
+
+
+@contextmanager
+def off(name: str) -> Iterator[None]:
+    """Without this rule."""
+    with ExitStack() as stack:
+        for owner, attribute, replacement in RULES[name].patches:
+            stack.enter_context(patch.object(owner, attribute, replacement))
+        yield
+
+
+def _rule(text: str, *patches: tuple[Any, str, Any]) -> Rule:
+    return Rule(text, patches)
+
+
+def _lifetime_only(self: Terms, window_ms: int) -> int:
+    return self.lifetime_ms(window_ms) + self.margin_ms
+
+
+def _no_margin(self: Terms, window_ms: int) -> int:
+    return self.lifetime_ms(window_ms) + window_ms
+
+
+_wait_ms = Terms.wait_ms
+_start = Rights.start
+_follow = Rights.follow
+_on_ask = Rights._on_ask
+_on_handover = Rights._on_handover
+_hear = Roster.hear
+_refresh = SharedMeters.refresh
+
+
+def _send_first(self: Host, ready: Ready) -> None:
+    self.send_all(ready)
+    if ready.persist:
+        self.persist(ready)
+
+
+def _nothing_exceeds(meters: SharedMeters) -> list[str]:
+    return []
+
+
+def _newest_only(self: Roster, now_ms: int, wait_ms: int, toll_wait_ms: int) -> list[tuple[str, ...]]:
+    return [self.members]
+
+
+def _gone_at_once(self: Roster, node: str, number: int, now_ms: int, wait_ms: int, toll_wait_ms: int) -> bool:
+    if node in self.stopped or node == self.node:
+        return False
+    return self.handed.get(node, self.born) <= number or self._lingers(node, now_ms, toll_wait_ms)
+
+
+def _answer_without_question(self: Rights, source: str, answer: Answer, now_ms: int) -> Ready:
+    """Any answer with something in it makes a loan, whether it is asked for or over."""
+    if answer.loan.borrower == self.node and answer.loan not in self._loans and answer.loan not in self.questions:
+        meter = _METERS.get((self.node, answer.loan))
+        if meter is not None:
+            self.questions[answer.loan] = Question(meter, source, answer.asked_ms)
+    if answer.loan in self.questions:
+        _METERS[self.node, answer.loan] = self.questions[answer.loan].meter
+    return _on_answer(self, source, answer, now_ms)
+
+
+_METERS: dict[Any, Any] = {}
+_on_answer = Rights._on_answer
+
+
+def _numbers_begin_again(self: Rights) -> LoanId:
+    self._number += 1
+    return LoanId(self.node, 0, self._number)
+
+
+def _from_the_answer(self: Rights, source: str, answer: Answer, now_ms: int) -> Ready:
+    question = self.questions.get(answer.loan)
+    if question is not None:
+        question.asked_ms = now_ms
+    return _on_answer(self, source, replace(answer, asked_ms=now_ms), now_ms)
+
+
+def _always_covers(self: Rights, meter: Any, now_ms: int) -> bool:
+    return True
+
+
+def _adopt_at_once(self: Roster, now_ms: int, toll_wait_ms: int) -> bool:
+    return self.node in self.members
+
+
+def _returns_add_up(self: Rights, source: str, id: LoanId, returned: int) -> Ready:
+    lent = self._loans.get(id)
+    if not isinstance(lent, Lent) or id.borrower != source or returned <= 0:
+        return Ready()
+    return _repay(self, source, id, min(lent.amount, lent.returned + returned))
+
+
+_repay = Rights._repay
+
+
+def _never_wakes(self: SharedMeters, at_ms: int) -> None:
+    return
+
+
+def _spend_for_ever(self: Rights, meters: SharedMeters) -> int:
+    return 1 << 62
+
+
+def _lend_unconfirmed(self: Rights, meter: Any, now_ms: int) -> int:
+    confirmed, self.confirmed = self.confirmed, True
+    try:
+        return _lendable(self, meter, now_ms)
+    finally:
+        self.confirmed = confirmed
+
+
+_lendable = Rights.lendable
+
+
+def _never_refused(self: World, stored: Any, registered: Any) -> str:
+    return ""
+
+
+def _hear_no_toll(self: Roster, node: str, generation: int, toll: Any) -> None:
+    _hear(self, node, generation, None)
+
+
+def _forget_before(self: Rights, id: Any, now_ms: int) -> Ready:
+    return Ready()
+
+
+def _wait_for_nobody_who_left(self: Roster, now_ms: int, toll_wait_ms: int) -> bool:
+    before = self.generations.get(self.generation - 1, ())
+    living = [node for node in before if node != self.node and node not in self.stopped]
+    return self.node in self.members and all(self.handed.get(node, -1) >= self.generation for node in living)
+
+
+def _clean_start(self: Rights, now_ms: int, clean: bool) -> Ready:
+    return _start(self, now_ms, True)
+
+
+def _spends_though_removed(self: Rights, now_ms: int) -> None:
+    _refresh_all(self, now_ms)
+    self.ledger.spends = True
+
+
+_refresh_all = Rights._refresh
+
+
+def _any_shares(self: SharedMeters, key: str, max: int, members: tuple[str, ...]) -> int:
+    """The remainder goes to the first nodes by name, but each node believes that it is first."""
+    return -(-max // len(members)) if self.ledger.roster.node in members else 0
+
+
+RULES: dict[str, Rule] = {
+    "lender waits for the window, too": _rule(
+        "the lender counts a loan as gone for lifetime + window", (Terms, "wait_ms", _lifetime_only)
+    ),
+    "lender waits for slow clocks": _rule("... + margin for the rate of clocks", (Terms, "wait_ms", _no_margin)),
+    "window is stretched": _rule(
+        "own usage counts a little longer than a window, in case the own clock is fast",
+        (SharedMeters, "oldest", Meters.oldest),
+    ),
+    "toll after a crash": _rule("after an unclean stop K more counts as used", (Rights, "start", _clean_start)),
+    "at most K unflushed": _rule(
+        "at most K admissions may be answered before they are on the disk",
+        (SharedMeters, "must_wait", lambda self, key, row: False),
+    ),
+    "loans durable before the reply": _rule("persist, then send", (Host, "_do", _send_first)),
+    "excess at handover": _rule(
+        "what is used beyond the new share is handed over as a loan",
+        (Rights, "_exceeding", staticmethod(_nothing_exceeds)),
+    ),
+    "rises only when older generations are closed": _rule(
+        "base is the smallest share of all open generations", (Roster, "open", _newest_only)
+    ),
+    "stopped nodes linger": _rule(
+        "a stopped node counts as gone only after the wait", (Roster, "_spends", _gone_at_once)
+    ),
+    "ended loans stay ended": _rule(
+        "a loan begins only by an open question", (Rights, "_on_answer", _answer_without_question)
+    ),
+    "questions of an earlier life are void": _rule(
+        "loans are numbered within an incarnation", (Rights, "_new_loan", _numbers_begin_again)
+    ),
+    "borrower's clock starts when it asks": _rule(
+        "the lifetime runs from the question, not from the answer", (Rights, "_on_answer", _from_the_answer)
+    ),
+    "no renewal of what base does not cover": _rule(
+        "a lender whose base has fallen below what it lent does not renew", (Rights, "_covers", _always_covers)
+    ),
+    "adopt only when the change before is complete": _rule(
+        "a generation is adopted when all living members of the one before the current have handed over",
+        (Roster, "may_adopt", _adopt_at_once),
+    ),
+    "returned is a total": _rule("returned is merged by maximum, not added", (Rights, "_repay", _returns_add_up)),
+    "loans end to the millisecond": _rule(
+        "a loan ends by the clock, not when somebody looks", (SharedMeters, "wake_at", _never_wakes)
+    ),
+    "unconfirmed nodes stop spending": _rule(
+        "after a start, without the roster, nothing is spent one lifetime after the last sign of life",
+        (Rights, "_spend_until_ms", _spend_for_ever),
+    ),
+    "unconfirmed nodes do not lend": _rule("... and nothing is lent", (Rights, "lendable", _lend_unconfirmed)),
+    "removed nodes admit nothing": _rule(
+        "a node that is not in the roster spends nothing", (Rights, "_refresh", _spends_though_removed)
+    ),
+    "old state is refused": _rule("state from a backup does not start", (World, "refuses", _never_refused)),
+    "tolls keep generations open": _rule(
+        "a node that does not know what it used counts as spending by the older generation",
+        (Roster, "hear", _hear_no_toll),
+    ),
+    "earlier max counts at handover": _rule(
+        "excess is worked out with the largest recent max", (Rights, "change", _forget_before)
+    ),
+    "wait for tolls of those who left": _rule(
+        "nothing is adopted while one who left does not know what it used",
+        (Roster, "may_adopt", _wait_for_nobody_who_left),
+    ),
+    "one order for the remainder": _rule("shares sum to max", (SharedMeters, "share", _any_shares)),
+}
+
+UNREACHED: dict[str, str] = {
+    "loans only out of base": "who is asked urgently first gives borrowed rights back: hardly any are left to lend",
+    "base that usage needs is not lent": "needs a loan that ends unrenewed at a node that has lent its base meanwhile",
+    "a stopped taker lends nothing": "needs a node that adopts what it read long before; here reading is adopting",
+    "adoption durable before anything rises": "needs a disk slower than the peers; here it answers within the step",
+}
+"""Rules that stand in the code for a reason that the simulator cannot bring about, or has not yet."""
+
+__all__ = ["RULES", "UNREACHED", "Rule", "off"]

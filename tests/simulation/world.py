@@ -1,0 +1,284 @@
+"""Everything around the nodes: true time, the network, etcd, and the one who counts.
+
+The count is as dumb as it can be: every admitted message with its true time, added up over the last window. It knows
+nothing of rights. `Broken` is raised when it exceeds the largest `max` in force.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from heapq import heappop, heappush
+from random import Random
+from typing import NamedTuple
+
+from postmeter.core.effects import Message, Meter, Place, Record, Send
+from postmeter.core.identity import Identity, refusal
+from postmeter.core.invariants import check_cluster, check_node
+from postmeter.core.meters import MetersId
+from postmeter.core.rights import Rights
+from postmeter.core.roster import Members, Roster
+from postmeter.core.shared import SharedLedger, Terms
+from tests.simulation.host import Host
+
+
+class Broken(AssertionError):  # noqa: N818 - it is what the simulator looks for
+    """A guarantee does not hold."""
+
+
+class Setting(NamedTuple):
+    """What a world begins with. Times in ms; `limits` maps a name to (attribute, window, max)."""
+
+    nodes: int
+    limits: tuple[tuple[str, str, int, int], ...]
+    lifetime_ms: int
+    drift_ppm: int
+    overdraft: float
+    tick_ms: int
+    borrow_timeout_ms: int
+    delay_ms: int
+    loss: float
+    twice: float
+    seed: int
+
+
+class World:
+    """A cluster and its surroundings. `patient`: clients who wait are tried again after every message."""
+
+    rights_class = Rights
+    patient = False
+
+    def __init__(self, setting: Setting, story: list[str] | None = None) -> None:
+        self.setting = setting
+        self.random = Random(setting.seed)
+        self.t_ms = 0.0
+        self.story = story
+        self.limits = {name: (attribute, window_ms) for name, attribute, window_ms, _ in setting.limits}
+        self.max = {name: max for name, _, _, max in setting.limits}
+        self.window_ms_max = max(window_ms for _, window_ms in self.limits.values())
+        self.terms = Terms(setting.lifetime_ms, setting.drift_ppm, 5)
+        self.overdraft, self.tick_ms = setting.overdraft, setting.tick_ms
+        self.borrow_timeout_ms = setting.borrow_timeout_ms
+        self.delay_ms, self.loss, self.twice = setting.delay_ms, setting.loss, setting.twice
+        # etcd
+        names = tuple(f"n{number}" for number in range(1, setting.nodes + 1))
+        self.generations: dict[int, Members] = {1: names}
+        self.stopped: list[str] = []
+        self.registered: dict[str, Identity] = {}
+        # the network
+        self.cuts: set[tuple[str, str]] = set()
+        self._wire: list[tuple[float, int, str, str, Message]] = []
+        self._posted = 0
+        # the count
+        self.counts: dict[Meter, deque[tuple[float, int]]] = {}
+        self.sums: Counter[Meter] = Counter()
+        self.full = False
+        self._earlier: list[tuple[str, int, float]] = []
+        self.totals: Counter[str] = Counter()
+        self._meters: dict[str, list[Meter]] = {}
+        self._touched: set[Meter] = set()
+        self.acted: set[Host] = set()
+        self.hosts: dict[str, Host] = {}
+        for name in names:
+            self._add(name, 0)
+        self.settle()
+
+    def _add(self, name: str, born: int) -> None:
+        drift = self.terms.drift_ppm / 1e6
+        rate = 1 + self.random.choice((-drift, drift, self.random.uniform(-drift, drift)))
+        offset_ms = self.random.randrange(1_000_000)
+        # It learns of the stopped nodes now, by its own clock.
+        stopped = dict.fromkeys(self.stopped, int(offset_ms + rate * self.t_ms))
+        self.hosts[name] = Host(self, name, Roster(name, self.generations, born, stopped), rate, offset_ms)
+        self.hosts[name].start()
+
+    def make_rights(
+        self, ledger: SharedLedger, incarnation: int, records: Mapping[Place, Record], alive_ms: int
+    ) -> Rights:
+        """The rights of a node that starts."""
+        return self.rights_class(ledger, incarnation, records, alive_ms)
+
+    # --- etcd ---------------------------------------------------------------------------------------------------------
+
+    def sees_etcd(self, name: str) -> bool:
+        """Whether a node reaches etcd."""
+        return (name, "etcd") not in self.cuts
+
+    def refuses(self, stored: Identity, registered: Identity | None) -> str:
+        """Why a node must not start from its disk."""
+        return refusal(stored, "", registered, False)
+
+    @property
+    def members(self) -> Members:
+        """The newest generation."""
+        return self.generations[max(self.generations)]
+
+    def _propose(self, members: Iterable[str]) -> None:
+        self.generations[max(self.generations) + 1] = tuple(sorted(members))
+
+    def join(self, name: str) -> None:
+        """A new node comes into the roster."""
+        if name in self.hosts or len(self.members) >= 5:
+            return
+        self._propose((*self.members, name))
+        self._add(name, max(self.generations) - 1)
+
+    def drain(self, name: str) -> None:
+        """The operator takes a living node out of the roster."""
+        if name in self.members and len(self.members) > 1:
+            self._propose(member for member in self.members if member != name)
+
+    def remove(self, name: str) -> None:
+        """The machine is down, the operator says so."""
+        if name in self.members and len(self.members) > 1:
+            self.hosts[name].crash()
+            self.stopped.append(name)
+            self._propose(member for member in self.members if member != name)
+
+    # --- time and the network -----------------------------------------------------------------------------------------
+
+    def post(self, source: str, to: str, message: Message) -> None:
+        """A message goes on its way: none, one or two arrive."""
+        random = self.random
+        self.totals[type(message).__name__] += 1
+        copies = 1
+        if self.loss and random.random() < self.loss:
+            copies = 0
+        elif self.twice and random.random() < self.twice:
+            copies = 2
+        for copy in range(copies):
+            delay_ms = 1 + random.random() * self.delay_ms
+            if copy or (self.twice and random.random() < 0.03):
+                delay_ms *= random.choice((1, 3, 30, 100))
+            self._posted += 1
+            heappush(self._wire, (self.t_ms + delay_ms, self._posted, source, to, message))
+
+    def count_packets(self, sends: list[Send]) -> None:
+        """Messages of one step to one node travel together."""
+        self.totals["packets"] += len({send.to for send in sends})
+
+    def advance(self, by_ms: float) -> None:
+        """Let time pass: deliver what arrives, and let nodes tick."""
+        until_ms = self.t_ms + by_ms
+        while True:
+            tick_ms, ticking = until_ms, None
+            for host in self.hosts.values():
+                if host.up and host.next_tick_ms < tick_ms:
+                    tick_ms, ticking = host.next_tick_ms, host
+            if self._wire and self._wire[0][0] <= tick_ms:
+                at_ms, _, source, to, message = heappop(self._wire)
+                self.t_ms = max(self.t_ms, at_ms)
+                self._deliver(source, to, message)
+            elif ticking is not None:
+                self.t_ms = max(self.t_ms, tick_ms)
+                self._tick(ticking)
+            else:
+                break
+        self.t_ms = until_ms
+
+    def _deliver(self, source: str, to: str, message: Message) -> None:
+        host = self.hosts.get(to)
+        if host is None or not host.up or (source, to) in self.cuts:
+            return
+        if host.paused_until_ms > self.t_ms:
+            host.mail.append((source, message))
+            return
+        if self.story is not None:
+            self.note(f"  {to} hears {source}: {tell(message)}")
+        host.hear(source, message)
+
+    def _tick(self, host: Host) -> None:
+        if host.paused_until_ms > self.t_ms:
+            host.next_tick_ms = host.paused_until_ms
+            return
+        mail, host.mail = host.mail, []
+        for source, message in mail:
+            if host.up:
+                host.hear(source, message)
+        if host.up:
+            host.tick()
+        if host.up and self.random.random() < 0.5:
+            host.follow()
+
+    def settle(self) -> None:
+        """Let the nodes see etcd once."""
+        for host in self.hosts.values():
+            if host.up:
+                host.follow()
+
+    # --- the count ----------------------------------------------------------------------------------------------------
+
+    def meters_of(self, user: str) -> list[Meter]:
+        """What a message of the user is counted on."""
+        if user not in self._meters:
+            keys = {"sasl_username": user, "sasl_domain": user.partition("@")[2]}
+            self._meters[user] = [
+                (MetersId(name, attribute, "recipients", window_ms), keys[attribute])
+                for name, (attribute, window_ms) in self.limits.items()
+            ]
+        return self._meters[user]
+
+    def admitted(self, host: Host, user: str, amount: int) -> None:
+        """A node let a message through."""
+        self.totals["admitted"] += 1
+        self.note(f"  {host.name} admits {user} {amount}")
+        for meter in self.meters_of(user):
+            self._touched.add(meter)
+            self._count(meter, amount)
+
+    def refused(self, host: Host, user: str, amount: int, asked_ms: float) -> None:
+        """A node refused a message, `asked_ms` is when the client came."""
+        self.totals["refused"] += 1
+        self.note(f"  {host.name} refuses {user} {amount}")
+
+    def leaves_behind(self, max: dict[str, int]) -> None:
+        """A node changes to other limits: what it admitted and lent by the old ones stays for a while."""
+        for name, value in max.items():
+            if value != self.max[name]:
+                wait_ms = self.terms.wait_ms(self.limits[name][1])
+                self._earlier.append((name, value, self.t_ms + wait_ms * (1 + 2 * self.terms.drift_ppm / 1e6)))
+
+    def cap(self, name: str) -> int:
+        """The largest `max` in force: at any node, or by which something may have been admitted within the window."""
+        self._earlier = [earlier for earlier in self._earlier if earlier[2] > self.t_ms]
+        values = [earlier[1] for earlier in self._earlier if earlier[0] == name]
+        values += [host.disk.max[name] for host in self.hosts.values() if host.name not in self.stopped]
+        return int(max([self.max[name], *values]) * (1 + self.overdraft))
+
+    def _count(self, meter: Meter, amount: int) -> None:
+        """Raise Broken if the window that ends now has more than its cap."""
+        window = self.counts.setdefault(meter, deque())
+        window.append((self.t_ms, amount))
+        self.sums[meter] += amount
+        while window[0][0] <= self.t_ms - meter[0].window_ms:
+            self.sums[meter] -= window.popleft()[1]
+        used, cap = self.sums[meter], self.cap(meter[0].limit)
+        if used > cap:
+            raise Broken(f"{meter[0].limit} / {meter[1]}: {used} admitted within a window, the cap is {cap}")
+        if used == self.max[meter[0].limit]:
+            self.full = True
+
+    def check(self) -> None:
+        """Raise AssertionError if two nodes have the same right on a meter that was charged since the last check."""
+        if not self.acted:
+            return
+        nodes = {host.name: (host.rights, host.now_ms()) for host in self.hosts.values() if host.up}
+        check_cluster(nodes, self._touched, {meter: self.cap(meter[0].limit) for meter in self._touched})
+        self._touched.clear()
+        for host in self.acted:
+            if host.up:
+                check_node(host.rights)
+        self.acted.clear()
+
+    def note(self, line: str) -> None:
+        """Tell what happens, if somebody wants to know."""
+        if self.story is not None:
+            self.story.append(f"{self.t_ms:8.0f} {line}")
+
+
+def tell(message: Message) -> str:
+    """A message in short."""
+    fields = [name for name in ("amount", "returned", "generation", "asked_ms") if hasattr(message, name)]
+    loan = getattr(message, "loan", None)
+    about = f" {loan.borrower}.{loan.incarnation}.{loan.number}" if loan is not None else ""
+    return f"{type(message).__name__}{about} " + " ".join(f"{name}={getattr(message, name)}" for name in fields)

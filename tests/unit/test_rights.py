@@ -1,0 +1,171 @@
+"""Single steps of the rights core; what many of them add up to is shown by tests/simulation."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+
+import postmeter.core.rights
+from postmeter.core.effects import Answer, Ask, LoanId, Ready, Return, Returned, Send
+from postmeter.core.identity import Identity, is_impostor, refusal
+from postmeter.core.invariants import check_node
+from postmeter.core.meters import MetersId
+from postmeter.core.rights import Rights
+from postmeter.core.roster import Roster
+from postmeter.core.shared import SharedLedger, SharedMeters, Terms
+
+HOUR_MS = 3_600_000
+ID = MetersId("user", "sasl_username", "messages", HOUR_MS)
+METER = (ID, "alice@example.com")
+NOW_MS = 10 * HOUR_MS
+
+
+def node(name: str, max: int = 10) -> tuple[Rights, SharedMeters]:
+    """One of two nodes, started, with one meter."""
+    ledger = SharedLedger(Roster(name, {1: ("a", "b")}, 0, {}), Terms())
+    rights = Rights(ledger, 1, alive_ms=NOW_MS)
+    meters = ledger.open(ID)
+    assert isinstance(meters, SharedMeters)
+    meters.set_max(max, {})
+    rights.start(NOW_MS, clean=True)
+    rights.follow({1: ("a", "b")}, (), NOW_MS)
+    return rights, meters
+
+
+def use(meters: SharedMeters, amount: int) -> None:
+    """Charge the meter."""
+    meters.advance(NOW_MS)
+    meters.charge(meters.keys.open(METER[1]), METER[1], amount)
+
+
+def ask(rights: Rights, amount: int) -> Ask:
+    """The question that the node asks when it needs so much."""
+    (send,) = rights.seek(METER, amount, NOW_MS).send
+    assert isinstance(send.message, Ask)
+    return send.message
+
+
+def test_untouched_meter_has_its_base_share_and_no_state() -> None:
+    """Half of `max` on each of two nodes, and nothing is kept."""
+    rights, meters = node("a")
+    assert 5 == rights.spare(METER, NOW_MS)
+    assert not rights.books
+    assert not meters.keys.rows
+
+
+def test_loan_is_persisted_before_the_answer() -> None:
+    """The record of the loan is in the same step as the answer, to be durable first."""
+    lender, _ = node("b")
+    question = ask(node("a")[0], 7)
+    ready = lender.receive("a", question, NOW_MS)
+    assert [question.loan] == [put.where for put in ready.persist]
+    assert [Send("a", Answer(question.loan, 2, NOW_MS))] == ready.send
+    assert 3 == lender.spare(METER, NOW_MS)
+
+
+def test_question_asked_twice_is_answered_once() -> None:
+    """A repeated message lends nothing more."""
+    lender, _ = node("b")
+    question = ask(node("a")[0], 7)
+    lender.receive("a", question, NOW_MS)
+    assert Ready() == lender.receive("a", question, NOW_MS)
+
+
+def test_answer_without_question_is_nothing() -> None:
+    """Late, repeated and invented answers begin no loan."""
+    borrower, _ = node("a")
+    borrower.receive("b", Answer(LoanId("a", 1, 99), 5, NOW_MS), NOW_MS)
+    assert 5 == borrower.spare(METER, NOW_MS)
+
+
+def test_loan_ends_to_the_millisecond() -> None:
+    """Nothing needs to look after it: asking for the allowance does."""
+    borrower, meters = node("a")
+    question = ask(borrower, 7)
+    borrower.receive("b", Answer(question.loan, 2, NOW_MS), NOW_MS + 5)
+    lifetime_ms = Terms().lifetime_ms(HOUR_MS)
+    assert 7 == meters.allowance(METER[1], NOW_MS + lifetime_ms - 1)
+    assert 5 == meters.allowance(METER[1], NOW_MS + lifetime_ms)
+
+
+def test_lender_keeps_what_its_usage_stands_on() -> None:
+    """Of a base of 5, 4 are used: 1 can be lent."""
+    lender, meters = node("b")
+    use(meters, 4)
+    assert 1 == lender.lendable(METER, NOW_MS)
+
+
+def test_column_stays_one_comparison() -> None:
+    """What is lent lies in the column of usage, so that used + amount <= least share is still the whole question."""
+    lender, meters = node("b")
+    lender.receive("a", ask(node("a")[0], 8), NOW_MS)
+    assert [3] == [meters.used[row] for row in meters.keys.rows.values()]
+    assert 0 == meters.usage(meters.row_of(METER[1]), NOW_MS)
+
+
+def test_idle_meter_leaves_nothing_behind() -> None:
+    """Rights go home, both sides forget."""
+    borrower, theirs = node("a")
+    lender, ours = node("b")
+    question = ask(borrower, 7)
+    for send in lender.receive("a", question, NOW_MS).send:
+        borrower.receive("b", send.message, NOW_MS)
+    later_ms = NOW_MS + Terms().lifetime_ms(HOUR_MS) // 8 + 1
+    (back,) = borrower.tend(later_ms).send
+    assert Send("b", Return(question.loan, 2)) == back
+    (thanks,) = lender.receive("a", back.message, later_ms).send
+    assert Returned(question.loan, 2) == thanks.message
+    borrower.receive("b", thanks.message, later_ms)
+    for rights, meters in ((borrower, theirs), (lender, ours)):
+        rights.tend(later_ms)
+        check_node(rights)
+        assert [] == [*rights.books, *meters.keys.rows, *meters.moved]
+
+
+def test_hopeless_charge_asks_nobody() -> None:
+    """More than `max` cannot be collected from anybody."""
+    rights, _ = node("a")
+    assert Ready() == rights.seek(METER, 11, NOW_MS)
+
+
+def test_overdraft_only_while_cut_off() -> None:
+    """A fraction of the share on top of the allowance, and nothing of it is lent."""
+    rights, meters = node("a")
+    meters.overdraft = 0.5
+    assert 5 == meters.allowance(METER[1], NOW_MS)
+    rights.ledger.isolated = True
+    assert 7 == meters.allowance(METER[1], NOW_MS)
+    assert 5 == rights.lendable(METER, NOW_MS)
+
+
+def test_stopped_taker_lends_nothing() -> None:
+    """The excess that a stopped node was to take over, and had not accepted, is no loan any more."""
+    rights, meters = node("a", 12)
+    use(meters, 6)
+    rights.follow({1: ("a", "b"), 2: ("a", "b", "c")}, (), NOW_MS)
+    assert 6 == meters.rights(METER[1], NOW_MS)
+    rights.follow({1: ("a", "b"), 2: ("a", "b", "c")}, ("c",), NOW_MS)
+    assert 4 == meters.rights(METER[1], NOW_MS)
+
+
+def test_old_and_foreign_state_is_refused() -> None:
+    """State that is older than what etcd knows, of another machine, or in use."""
+    stored = Identity("a", 3, 500, "m1")
+    assert "" == refusal(stored, "m1", stored, alive=False)
+    assert "" == refusal(stored, "m1", None, alive=False)
+    assert "older" in refusal(stored, "m1", replace(stored, incarnation=4), alive=False)
+    assert "older" in refusal(stored, "m1", replace(stored, written_ms=501), alive=False)
+    assert "another machine" in refusal(stored, "m2", stored, alive=False)
+    assert "another process" in refusal(stored, "m1", stored, alive=True)
+    assert is_impostor(stored, replace(stored, incarnation=4))
+
+
+def test_core_is_pure() -> None:
+    """No event loop, no clock, no randomness, no sockets and no files in the core."""
+    forbidden = {"asyncio", "grpc", "os", "time", "random", "socket", "logging", "pathlib", "threading"}
+    for path in Path(postmeter.core.rights.__file__).parent.glob("*.py"):
+        for item in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in item.names] if isinstance(item, ast.Import) else []
+            names += [item.module or ""] if isinstance(item, ast.ImportFrom) else []
+            assert not forbidden & {name.partition(".")[0] for name in names}, path.name
