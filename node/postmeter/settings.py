@@ -8,9 +8,17 @@
     charge_at: end-of-message          # or rcpt
     on_error: defer                    # or dunno
     log: {level: info, format: text}   # debug, info, warning, error; text or json
+    etcd:                              # left out, or empty: this node is alone, and takes its limits from the file
+      endpoints: [https://etcd1.example.org:2379, https://etcd2.example.org:2379]    # or http://...
+      prefix: /postmeter/
+      ca: etcd-ca.pem                  # whom to believe; with https
+      certificate: etcd.pem            # both or none, with https: what this node shows
+      key: etcd.key
+      user: postmeter                  # for an etcd that asks for one, with password_file or password
+      password_file: etcd.password
 
 HELP says what each is for. Paths of sockets are absolute, others may start at the file's directory. Owner and group
-must exist on this machine.
+must exist on this machine. The files of etcd are read when they are used.
 """
 
 from __future__ import annotations
@@ -20,7 +28,7 @@ import os
 import pwd
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -43,6 +51,7 @@ from postmeter.documents import (
 )
 
 DEFAULT_PATH = Path("/etc/postmeter/postmeter.yaml")
+ETCD_PREFIX = "/postmeter/"
 # An address of a unix socket has at most 107 bytes, of which a temporary name while it is made takes some.
 SOCKET_PATH_BYTES_MAX = 96
 
@@ -71,6 +80,20 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
+class EtcdSettings:
+    """The etcd that the cluster shares. `endpoints` are all http:// or all https://; without `user` no login."""
+
+    endpoints: tuple[str, ...]
+    prefix: str = ETCD_PREFIX
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    user: str = ""
+    password: str = field(default="", repr=False)
+    password_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What the operator decides about this agent. HELP says what for."""
 
@@ -82,6 +105,7 @@ class Settings:
     on_error: OnError = "defer"
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
+    etcd: EtcdSettings | None = None
 
 
 HELP = {
@@ -93,6 +117,15 @@ HELP = {
     "on_error": "what Postfix is told when the agent cannot decide: defer, or dunno (let it pass)",
     "log_level": "debug, info, warning or error",
     "log_format": "text (name=value) or json",
+    "etcd": "the etcd that the nodes of a cluster share; without it this node is alone, and takes limits from the file",
+    "etcd_endpoints": "where it answers, one or a list; the next one is asked when one fails",
+    "etcd_prefix": "what the keys begin with",
+    "etcd_ca": "the certificates of the CAs that may sign etcd's, with https",
+    "etcd_certificate": "the certificate that this node shows to etcd, if it asks for one",
+    "etcd_key": "the key of this certificate",
+    "etcd_user": "the login, if etcd asks for one",
+    "etcd_password": "its password",
+    "etcd_password_file": "or a file of which it is the first line, read at every login",
 }
 
 
@@ -108,7 +141,7 @@ def read_settings(path: Path | None) -> Settings:
 def parse_settings(text: str, source: str, directory: Path) -> Settings:
     """The settings in a text. Raises ConfigError with all problems."""
     problems = Problems(source)
-    names = ("listen", "state_dir", "admin_socket", "limits", "charge_at", "on_error", "log")
+    names = ("listen", "state_dir", "admin_socket", "limits", "charge_at", "on_error", "log", "etcd")
     entries = fields(compose(text, problems), names)
     default = Settings()
     path = partial(_path, directory=directory)
@@ -122,6 +155,7 @@ def parse_settings(text: str, source: str, directory: Path) -> Settings:
         on_error=take(entries, "on_error", choice(get_args(OnError)), default.on_error),
         log_level=take(log, "level", choice(get_args(LogLevel)), default.log_level),
         log_format=take(log, "format", choice(get_args(LogFormat)), default.log_format),
+        etcd=take(entries, "etcd", partial(_etcd, path=path), None),
     )
     problems.check()
     return settings
@@ -145,6 +179,15 @@ def parse_listener(text: str) -> Listener:
     return Listener(host, int(match[2]))
 
 
+def parse_endpoint(text: str) -> str:
+    """A URL of etcd, checked. Raises ConfigError."""
+    right = "write http://HOST:PORT or https://HOST:PORT, such as https://etcd1.example.org:2379"
+    match = re.fullmatch(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", text)
+    if not match or not 1 <= int(match[2]) <= 65535:
+        raise RefusedError(f"{quote(text)} is no endpoint of etcd", right)
+    return text
+
+
 def _listeners(node: Node) -> tuple[Listener, ...]:
     return tuple(attempt(item, _listener, Listener()) for item in listed(node))
 
@@ -159,6 +202,54 @@ def _listener(node: Node) -> Listener:
         group=take(entries, "group", partial(_account, kind="group", find=grp.getgrnam), None),
         mode=take(entries, "mode", _mode, Listener().mode),
     )
+
+
+def _etcd(node: Node, path: Callable[[Node], Path]) -> EtcdSettings | None:
+    if not node.value:
+        return None
+    names = ("endpoints", "prefix", "ca", "certificate", "key", "user", "password", "password_file")
+    entries = fields(node, names, {"endpoints": "endpoints: [https://etcd1.example.org:2379]"})
+    etcd = EtcdSettings(
+        endpoints=take(entries, "endpoints", _endpoints, ()),
+        prefix=take(entries, "prefix", _prefix, ETCD_PREFIX),
+        ca=take(entries, "ca", path, None),
+        certificate=take(entries, "certificate", path, None),
+        key=take(entries, "key", path, None),
+        user=take(entries, "user", lambda user: scalar(user, "write a login, or remove it"), ""),
+        password=take(entries, "password", lambda password: scalar(password, "write a password, or remove it"), ""),
+        password_file=take(entries, "password_file", path, None),
+    )
+    secure = etcd.endpoints and etcd.endpoints[0].startswith("https:")
+    if secure and not etcd.ca:
+        node.refuse("ca is missing", "write ca: /etc/ssl/certs/ca-certificates.crt, or the file of your own CA")
+    for name in ("ca", "certificate", "key"):
+        if etcd.endpoints and not secure and name in entries:
+            entries[name].refuse("is not used with http://", "write https:// endpoints, or remove it")
+    for name, other in (
+        ("certificate", "key"),
+        ("key", "certificate"),
+        ("password", "user"),
+        ("password_file", "user"),
+    ):
+        if name in entries and other not in entries:
+            entries[name].refuse(f"stands there without {other}", f"write {other} beside it, or remove it")
+    if "user" in entries and ("password" in entries) == ("password_file" in entries):
+        entries["user"].refuse("needs a password or a password_file", "write one of them")
+    return etcd
+
+
+def _endpoints(node: Node) -> tuple[str, ...]:
+    found = tuple(attempt(item, lambda item: parse_endpoint(scalar(item, "write a URL")), "") for item in listed(node))
+    if len({endpoint.partition(":")[0] for endpoint in found if endpoint}) > 1:
+        raise RefusedError("has http:// and https:// endpoints", "write all of them with https://")
+    return found
+
+
+def _prefix(node: Node) -> str:
+    text = scalar(node, "write /postmeter/")
+    if not re.fullmatch("/([A-Za-z0-9._-]{1,64}/){1,8}", text):
+        raise RefusedError(f"{quote(text)} is no prefix", "write one such as /postmeter/, with / at both ends")
+    return text
 
 
 def _admin_socket(node: Node) -> Listener:

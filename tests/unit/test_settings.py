@@ -18,6 +18,7 @@ from postmeter.errors import ConfigError
 from postmeter.settings import (
     HELP,
     SOCKET_PATH_BYTES_MAX,
+    EtcdSettings,
     Listener,
     Settings,
     parse_listener,
@@ -29,6 +30,7 @@ EXAMPLE = Path(__file__).parents[2] / "deploy/examples/postmeter.yaml"
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 MY_GROUP = grp.getgrgid(os.getgid()).gr_name
+ENDPOINT = "write http://HOST:PORT or https://HOST:PORT, such as https://etcd1.example.org:2379"
 LISTENER = "write inet:127.0.0.1:10040, inet:[::1]:10040 or unix:/path/of/socket"
 
 
@@ -55,9 +57,20 @@ def test_the_example_shows_every_default() -> None:
     """Each setting stands in the example with its explanation, and with the value that it has anyway."""
     text = EXAMPLE.read_text()
     assert Settings() == parse_settings(text, "postmeter.yaml", Path("/"))
-    for setting in fields(Settings):
-        assert f"# {HELP[setting.name]}" in text
-        assert re.search(f"(?m)^ *{setting.name.removeprefix('log_')}:", text)
+    for name in (field.name for field in fields(Settings)):
+        assert f"# {HELP[name]}" in text
+        assert re.search(f"(?m)^ *{name.removeprefix('log_')}:", text)
+
+
+def test_the_example_shows_how_to_use_etcd() -> None:
+    """All of its settings with their explanations; uncommented (but for one of the two passwords) they are right."""
+    text = EXAMPLE.read_text()
+    for name in (field.name for field in fields(EtcdSettings)):
+        assert f"  # {HELP[f'etcd_{name}']}\n" in text
+    used = re.sub("(?m)^  #(?!password:)(?=[a-z])", "  ", text)
+    etcd = parse_settings(used, "postmeter.yaml", Path("/")).etcd
+    assert etcd is not None
+    assert {"password"} == {field.name for field in fields(etcd) if not getattr(etcd, field.name)}
 
 
 def test_everything_can_be_set() -> None:
@@ -70,7 +83,24 @@ def test_everything_can_be_set() -> None:
         charge_at: RCPT
         on_error: dunno
         log: {{level: debug, format: json}}
+        etcd:
+          endpoints: ["https://a.example.org:2379", "https://[::1]:2379"]
+          prefix: /mail/limits/
+          ca: ca.pem
+          certificate: /etc/etcd.pem
+          key: /etc/etcd.key
+          user: u
+          password_file: secret
     """
+    etcd = EtcdSettings(
+        ("https://a.example.org:2379", "https://[::1]:2379"),
+        prefix="/mail/limits/",
+        ca=Path("/etc/x/ca.pem"),
+        certificate=Path("/etc/etcd.pem"),
+        key=Path("/etc/etcd.key"),
+        user="u",
+        password_file=Path("/etc/x/secret"),
+    )
     assert Settings(
         listen=(Listener("::1", 25000), Listener(path=Path("/run/p.sock"), owner=ME, group=MY_GROUP, mode=0o600)),
         state_dir=Path("/etc/x/state"),
@@ -80,7 +110,16 @@ def test_everything_can_be_set() -> None:
         on_error="dunno",
         log_level="debug",
         log_format="json",
+        etcd=etcd,
     ) == read(text)
+
+
+def test_an_etcd_without_tls() -> None:
+    """One endpoint needs no list, and the password no file; it is not shown by accident."""
+    etcd = read("etcd: {endpoints: http://127.0.0.1:2379, user: u, password: p}").etcd
+    assert EtcdSettings(("http://127.0.0.1:2379",), user="u", password="p") == etcd
+    assert "'p'" not in repr(etcd)
+    assert read("etcd:\n  #endpoints: x").etcd is None
 
 
 @pytest.mark.parametrize(
@@ -143,6 +182,44 @@ def test_an_admin_socket_is_just_a_path() -> None:
             "listen: {unix: /x, group: no such}",
             'listen.group: there is no group "no such" here; write the name of an existing group',
         ),
+        ("etcd: {prefix: /x/}", "etcd: endpoints is missing; write endpoints: [https://etcd1.example.org:2379]"),
+        (
+            "etcd: {endpoints: 127.0.0.1:2379}",
+            f'etcd.endpoints: "127.0.0.1:2379" is no endpoint of etcd; {ENDPOINT}',
+        ),
+        (
+            "etcd: {endpoints: [http://a:0]}",
+            f'etcd.endpoints[1]: "http://a:0" is no endpoint of etcd; {ENDPOINT}',
+        ),
+        (
+            "etcd: {endpoints: [http://a:1, https://b:1]}",
+            "etcd.endpoints: has http:// and https:// endpoints; write all of them with https://",
+        ),
+        ("etcd: {endpoints: []}", "etcd.endpoints: is an empty list; write at least one value, or remove it"),
+        (
+            "etcd: {endpoints: https://a:1}",
+            "etcd: ca is missing; write ca: /etc/ssl/certs/ca-certificates.crt, or the file of your own CA",
+        ),
+        (
+            "etcd: {endpoints: http://a:1, ca: x}",
+            "etcd.ca: is not used with http://; write https:// endpoints, or remove it",
+        ),
+        (
+            "etcd: {endpoints: https://a:1, ca: x, key: y}",
+            "etcd.key: stands there without certificate; write certificate beside it, or remove it",
+        ),
+        (
+            "etcd: {endpoints: http://a:1, user: x}",
+            "etcd.user: needs a password or a password_file; write one of them",
+        ),
+        (
+            "etcd: {endpoints: http://a:1, password: x}",
+            "etcd.password: stands there without user; write user beside it, or remove it",
+        ),
+        (
+            "etcd: {endpoints: http://a:1, prefix: postmeter}",
+            'etcd.prefix: "postmeter" is no prefix; write one such as /postmeter/, with / at both ends',
+        ),
         (
             "admin_socket: inet:127.0.0.1:1",
             'admin_socket: "inet:127.0.0.1:1" is no path of a unix socket; write one such as /run/postmeter/x.sock',
@@ -180,7 +257,7 @@ def test_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     st.lists(st.sampled_from(["listen", "log", "mode", "unix", ": ", "{", "}", "[", "]", "\n", "- ", "/x", "0"])).map(
         "".join
     )
-    | st.builds("{}: {}".format, st.sampled_from(["listen", "state_dir", "admin_socket", "log"]), st.text())
+    | st.builds("{}: {}".format, st.sampled_from(["listen", "state_dir", "admin_socket", "log", "etcd"]), st.text())
 )
 def test_any_text_is_read_or_refused(text: str) -> None:
     """Nothing but ConfigError is raised, and every problem has a source, a line and a remedy."""
