@@ -44,6 +44,17 @@ VIEW_NODES_MAX = 1_000
 # A node of which nothing is heard is remembered so long: far longer than a message can be under way.
 VIEW_KEEP_MS = 600_000
 
+# --- peers ------------------------------------------------------------------------------------------------------------
+# How long Postfix may wait for rights: four round trips within a data centre are 2 ms, between continents 600 ms.
+BORROW_TIMEOUT_MS = 250
+BORROW_TIMEOUT_MS_MAX = 5_000
+# Figures of other nodes are a second or two old; more peers make that less only in large clusters.
+EXCHANGE_INTERVAL_MS = 1_000
+EXCHANGE_INTERVAL_MS_MIN = 100
+EXCHANGE_INTERVAL_MS_MAX = 60_000
+EXCHANGE_PEERS = 8
+EXCHANGE_PEERS_MAX = 64
+
 # A thread that reads a large limits file or prepares a flush must not keep a request waiting longer than this.
 SWITCH_INTERVAL_S = 0.000_5
 

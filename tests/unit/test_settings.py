@@ -6,6 +6,7 @@ import grp
 import os
 import pwd
 import re
+import socket
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from postmeter.errors import ConfigError
 from postmeter.settings import (
     HELP,
     SOCKET_PATH_BYTES_MAX,
+    ClusterSettings,
     EtcdSettings,
     Listener,
     Settings,
@@ -31,6 +33,7 @@ EXAMPLE = Path(__file__).parents[2] / "deploy/examples/postmeter.yaml"
 ME = pwd.getpwuid(os.getuid()).pw_name
 MY_GROUP = grp.getgrgid(os.getgid()).gr_name
 ENDPOINT = "write http://HOST:PORT or https://HOST:PORT, such as https://etcd1.example.org:2379"
+ADDRESS = "write HOST:PORT, such as mx1.example.com:10044 or [2001:db8::1]:10044"
 LISTENER = "write inet:127.0.0.1:10040, inet:[::1]:10040 or unix:/path/of/socket"
 
 
@@ -59,7 +62,7 @@ def test_the_example_shows_every_default() -> None:
     assert Settings() == parse_settings(text, "postmeter.yaml", Path("/"))
     for name in (field.name for field in fields(Settings)):
         assert f"# {HELP[name]}" in text
-        assert re.search(f"(?m)^ *{name.removeprefix('log_')}:", text)
+        assert re.search(f"(?m)^#? *{name.removeprefix('log_')}:", text)
 
 
 def test_the_example_shows_how_to_use_etcd() -> None:
@@ -71,6 +74,22 @@ def test_the_example_shows_how_to_use_etcd() -> None:
     etcd = parse_settings(used, "postmeter.yaml", Path("/")).etcd
     assert etcd is not None
     assert {"password"} == {field.name for field in fields(etcd) if not getattr(etcd, field.name)}
+
+
+def test_the_cluster_in_the_example_shows_every_default() -> None:
+    """All of its settings with their explanations; uncommented they are right, and what they are anyway."""
+    for name in (field.name.removesuffix("_ms") for field in fields(ClusterSettings)):
+        assert f"  # {HELP[f'cluster_{name}']}\n" in EXAMPLE.read_text()
+    text = re.sub("(?m)^( *)#(?!password:)(?=[a-z])", r"\1", EXAMPLE.read_text())
+    expected = ClusterSettings(
+        listen="192.0.2.1:10044",
+        address="mx1.example.com:10044",
+        ca=Path("/etc/postmeter/ca.pem"),
+        certificate=Path("/etc/postmeter/mx1.pem"),
+        key=Path("/etc/postmeter/mx1.key"),
+    )
+    settings = parse_settings(text, "postmeter.yaml", Path("/"))
+    assert ("mx1", expected) == (settings.node, settings.cluster)
 
 
 def test_everything_can_be_set() -> None:
@@ -91,6 +110,11 @@ def test_everything_can_be_set() -> None:
           key: /etc/etcd.key
           user: u
           password_file: secret
+        node: mx1.example.com
+        cluster: {{
+            listen: "0.0.0.0:1", address: "[2001:db8::1]:2", insecure: true, join: manual,
+            borrow_timeout: 5s, exchange_interval: 100 ms, exchange_peers: 64
+        }}
     """
     etcd = EtcdSettings(
         ("https://a.example.org:2379", "https://[::1]:2379"),
@@ -111,6 +135,16 @@ def test_everything_can_be_set() -> None:
         log_level="debug",
         log_format="json",
         etcd=etcd,
+        node="mx1.example.com",
+        cluster=ClusterSettings(
+            listen="0.0.0.0:1",
+            address="[2001:db8::1]:2",
+            insecure=True,
+            join="manual",
+            borrow_timeout_ms=5_000,
+            exchange_interval_ms=100,
+            exchange_peers=64,
+        ),
     ) == read(text)
 
 
@@ -221,6 +255,39 @@ def test_an_admin_socket_is_just_a_path() -> None:
             'etcd.prefix: "postmeter" is no prefix; write one such as /postmeter/, with / at both ends',
         ),
         (
+            "node: MX1",
+            'node: "MX1" is no name of a node; write a host\'s name in lower case, such as mx1 or mx1.example.com',
+        ),
+        ("cluster: {join: auto}", "cluster: listen is missing; write listen: 192.0.2.1:10044"),
+        ("cluster: {listen: x}", f'cluster.listen: "x" is no address with a port; {ADDRESS}'),
+        ("cluster: {listen: '::1:1'}", f'cluster.listen: "::1:1" is no address with a port; {ADDRESS}'),
+        ("cluster: {listen: '127.0.0.300:1'}", f'cluster.listen: "127.0.0.300" is no address; {ADDRESS}'),
+        (
+            "cluster: {listen: '192.0.2.1:1'}",
+            "cluster.listen: anybody who can connect there could take the cluster's rights, because there are no"
+            " certificates; write ca, certificate and key, made by `postmeter certs`, or insecure: true",
+        ),
+        (
+            "cluster: {listen: 'mx1:1', ca: x, key: y}",
+            "cluster.ca: stands without the others; write all three of ca, certificate and key",
+        ),
+        (
+            "cluster: {listen: 'mx1:1', ca: x, certificate: z, key: y, insecure: true}",
+            "cluster.insecure: is not used beside certificates; remove it, or the certificates",
+        ),
+        (
+            "cluster: {listen: '[::]:1', insecure: true}",
+            "cluster.listen: is nothing that others can connect to; write address: mx1.example.com:10044",
+        ),
+        (
+            "cluster: {listen: '127.0.0.1:1', borrow_timeout: 6s}",
+            'cluster.borrow_timeout: "6s" is no such duration; write 0ms to 5s, such as 250ms or 1s',
+        ),
+        (
+            "cluster: {listen: 'localhost:1', exchange_peers: 0}",
+            'cluster.exchange_peers: "0" is none; write a number of peers, 1 to 64',
+        ),
+        (
             "admin_socket: inet:127.0.0.1:1",
             'admin_socket: "inet:127.0.0.1:1" is no path of a unix socket; write one such as /run/postmeter/x.sock',
         ),
@@ -229,6 +296,18 @@ def test_an_admin_socket_is_just_a_path() -> None:
 def test_each_mistake_says_what_is_wrong_and_what_would_be_right(text: str, expected: str) -> None:
     """One problem for one mistake, with its line and path."""
     assert [f"x.yaml:1: {expected}"] == problems_of(text)
+
+
+def test_in_a_cluster_the_node_must_have_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's name is its default, if a node may be called so."""
+    text = "cluster: {listen: '[::1]:1'}"
+    monkeypatch.setattr(socket, "gethostname", lambda: "MX2.example.com")
+    assert "mx2" == read(text).node
+    monkeypatch.setattr(socket, "gethostname", lambda: "mx_2")
+    assert ["x.yaml:1: cluster: this host's name cannot be the name of a node; write node: mx1 above"] == problems_of(
+        text
+    )
+    assert "mx2" == read(f"node: mx2\n{text}").node
 
 
 def test_all_problems_come_at_once() -> None:
@@ -257,7 +336,11 @@ def test_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     st.lists(st.sampled_from(["listen", "log", "mode", "unix", ": ", "{", "}", "[", "]", "\n", "- ", "/x", "0"])).map(
         "".join
     )
-    | st.builds("{}: {}".format, st.sampled_from(["listen", "state_dir", "admin_socket", "log", "etcd"]), st.text())
+    | st.builds(
+        "{}: {}".format,
+        st.sampled_from(["listen", "state_dir", "admin_socket", "log", "etcd", "node", "cluster"]),
+        st.text(),
+    )
 )
 def test_any_text_is_read_or_refused(text: str) -> None:
     """Nothing but ConfigError is raised, and every problem has a source, a line and a remedy."""

@@ -10,7 +10,16 @@ What cannot be told: state from a backup that is younger than the node's last re
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+# A node is called what its certificate calls it: a host's name, and not an address.
+_NODE_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+
+
+def is_node_name(text: str) -> bool:
+    """Whether a node may be called so."""
+    return _NODE_NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
