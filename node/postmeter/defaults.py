@@ -54,6 +54,20 @@ EXCHANGE_INTERVAL_MS_MIN = 100
 EXCHANGE_INTERVAL_MS_MAX = 60_000
 EXCHANGE_PEERS = 8
 EXCHANGE_PEERS_MAX = 64
+# A packet is filled up to here; what makes it full may be a portion of 400 kB, if all keys in it are long.
+PACKET_BYTES = 64 * 1024
+# More than that is not received. Together with the number of calls, what a peer can make this node hold.
+PACKET_BYTES_MAX = 512 * 1024
+# So many messages are read in 0.5 ms. Every node keeps to it, so never lower it; the same for the parts of handovers.
+PACKET_MESSAGES_MAX = 100
+HANDOVER_PART_LOANS_MAX = 200
+HANDOVER_PARTS_MAX = 20_000
+# A part whose keys are longer than this altogether ends there.
+HANDOVER_PART_CHARS = 16 * 1024
+# Names have 64 characters, keys of limits may have some parts.
+METERS_NAME_CHARS_MAX = 1_000
+# A key is made of one request.
+PEER_KEY_BYTES_MAX = 2 * REQUEST_BYTES_MAX
 
 # A thread that reads a large limits file or prepares a flush must not keep a request waiting longer than this.
 SWITCH_INTERVAL_S = 0.000_5

@@ -20,6 +20,10 @@ class ProtocolError(PostmeterError):
     """A client of the policy port sent what no Postfix sends. It gets no reply and is disconnected."""
 
 
+class PeerError(PostmeterError):
+    """Another node said what cannot be, or is not who it says. Nothing of it counts."""
+
+
 class StorageError(PostmeterError):
     """The state directory cannot be used: full, failing, locked by another agent, or of another version."""
 

@@ -1,0 +1,132 @@
+"""What must not be forgotten about rights, as the storage keeps it: records and their places of core/effects.py.
+
+write_record(record), read_record(data)    protobuf (Record in peers.proto), complete in itself
+write_place(place), read_place(text)       where it lies, as text for a look into the database: loan/mx1/7/42
+"""
+
+from __future__ import annotations
+
+import json
+
+from google.protobuf.message import DecodeError
+
+from postmeter.core.effects import Before, Handover, Lent, LoanId, Place, Record, Standing
+from postmeter.core.meters import MetersId
+from postmeter.errors import PeerError, StorageError
+from postmeter.messages import (
+    TablesReader,
+    TablesWriter,
+    column,
+    read_excess,
+    read_loan,
+    write_handover,
+    write_loan,
+)
+from postmeter.v1 import peers_pb2 as pb
+
+
+def write_record(record: Record) -> bytes:
+    """A record for the disk."""
+    written = pb.Record()
+    tables = TablesWriter(written.tables)
+    match record:
+        case Lent(loan, (id, key), amount, back_ms, returned):
+            lent = pb.Lent(loan=write_loan(loan, tables), meters=tables.meters(id), key=tables.key(key))
+            lent.amount, lent.back_ms, lent.returned = amount, back_ms, returned
+            written.lent.CopyFrom(lent)
+        case Handover():
+            written.handover.CopyFrom(write_handover(record, tables))
+        case Before(id, until_ms, max, overrides):
+            keys, maxes = [tables.key(key) for key, _ in overrides], [most for _, most in overrides]
+            before = pb.Before(meters=tables.meters(id), until_ms=until_ms, max=max, keys=keys, maxes=maxes)
+            written.before.CopyFrom(before)
+        case Standing():
+            written.standing.CopyFrom(_write_standing(record))
+    return written.SerializeToString()
+
+
+def read_record(data: bytes) -> Record:
+    """A record of the disk. Raises StorageError."""
+    try:
+        return _read_record(pb.Record.FromString(data))
+    except DecodeError:
+        raise StorageError("a record about rights is damaged: it is not protobuf") from None
+    except PeerError as error:
+        raise StorageError(f"a record about rights is damaged: {error}") from None
+
+
+def _read_record(record: pb.Record) -> Record:
+    tables = TablesReader(record.tables)
+    match record.WhichOneof("kind"):
+        case "lent":
+            lent = record.lent
+            meter = tables.meter(lent.meters, lent.key)
+            return Lent(read_loan(lent.loan, tables), meter, lent.amount, lent.back_ms, lent.returned)
+        case "handover":
+            generation, unclean_ms, excess = read_excess(record.handover, tables)
+            return Handover(generation, excess, unclean_ms)
+        case "before":
+            before = record.before
+            keys = column(before.keys, len(before.maxes), len(tables.keys), "places of keys")
+            overrides = tuple((tables.keys[key], most) for key, most in zip(keys, before.maxes, strict=True))
+            id = tables.id(before.meters)
+            return Before(id, before.until_ms, before.max, overrides)
+        case "standing":
+            return _read_standing(record.standing)
+        case _:
+            raise PeerError("its kind is not known to this version")
+
+
+def _write_standing(standing: Standing) -> pb.Standing:
+    return pb.Standing(
+        node=standing.node,
+        generations=[pb.Generation(number=number, members=members) for number, members in standing.generations],
+        born=standing.born,
+        handed=[pb.NodeNumber(node=node, number=number) for node, number in standing.handed],
+        stopped=[pb.NodeNumber(node=node, number=number) for node, number in standing.stopped],
+        lingers=[pb.NodeNumber(node=node, number=number) for node, number in standing.lingers],
+        unclean_ms=standing.unclean_ms,
+    )
+
+
+def _read_standing(standing: pb.Standing) -> Standing:
+    return Standing(
+        standing.node,
+        tuple((each.number, tuple(each.members)) for each in standing.generations),
+        standing.born,
+        tuple((each.node, each.number) for each in standing.handed),
+        tuple((each.node, each.number) for each in standing.stopped),
+        tuple((each.node, each.number) for each in standing.lingers),
+        standing.unclean_ms if standing.HasField("unclean_ms") else None,
+    )
+
+
+def write_place(place: Place) -> str:
+    """A place as text."""
+    match place:
+        case str():
+            return place
+        case LoanId():
+            return f"loan/{place.borrower}/{place.incarnation}/{place.number}"
+        case (str(kind), MetersId() as id):
+            return f"{kind}/{json.dumps(id)}"
+        case (str(receiver), generation):
+            return f"handover/{receiver}/{generation}"
+    raise AssertionError(place)
+
+
+def read_place(text: str) -> Place:
+    """A place of `write_place`. Raises StorageError."""
+    kind, *words = text.split("/")
+    try:
+        if kind == "loan":
+            borrower, incarnation, count = words
+            return LoanId(borrower, int(incarnation), int(count))
+        if kind == "handover":
+            receiver, generation = words
+            return receiver, int(generation)
+        if kind == "before":
+            return kind, MetersId(*json.loads(text.partition("/")[2]))
+    except (ValueError, TypeError):
+        raise StorageError(f"{text[:64]!r} is no place of a record about rights") from None
+    return text
