@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from tests.unit.support import message
 
 Captured = pytest.CaptureFixture[str]
 
-COMMANDS = ("agent", "lint", "ask", "show", "top", "reset", "reload")
-ASKING = (("ask", "sasl_username=x"), ("show", "x"), ("top",), ("reset", "x"), ("reload",))
+COMMANDS = ("agent", "lint", "health", "ask", "show", "top", "reset", "reload")
+ASKING = (("health",), ("ask", "sasl_username=x"), ("show", "x"), ("top",), ("reset", "x"), ("reload",))
 
 
 @pytest.fixture
@@ -193,6 +194,32 @@ def test_ask_notes_that_the_agent_does_not_serve(node: RunningNode, capsys: Capt
     node.set_health("storage", "the disk is full")
     assert 0 == main(["ask", "sasl_username=alice@example.com"])
     assert "the agent does not serve now: storage: the disk is full" in capsys.readouterr().err
+
+
+# --- health -----------------------------------------------------------------------------------------------------------
+
+
+def test_health_says_what_is_wrong(node: RunningNode, capsys: Captured) -> None:
+    """0 and one word while the agent serves; else 1 and the reasons."""
+    assert 0 == main(["health"])
+    assert "serving\n" == capsys.readouterr().out
+    node.set_health("storage", "the disk is full")
+    assert 1 == main(["health"])
+    assert "not serving\nstorage: the disk is full\n" == capsys.readouterr().out
+    assert 1 == main(["health", "--json"])
+    assert {"serving": False, "troubles": ["storage: the disk is full"]} == json.loads(capsys.readouterr().out)
+
+
+def test_health_waits_until_it_serves(node: RunningNode, capsys: Captured) -> None:
+    """With --wait it ends when the agent serves, or when the time is over."""
+    node.set_health("storage", "the disk is full")
+    assert 1 == main(["health", "--wait", "0.05"])
+    capsys.readouterr()
+    healing = threading.Timer(0.1, node.set_health, ("storage", ""))
+    healing.start()
+    assert 0 == main(["health", "--wait", "60"])
+    healing.join()
+    assert "serving\n" == capsys.readouterr().out
 
 
 # --- show, top, reset, reload -----------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ AT_HOME = {
     "yaml": {"documents"},
     "tenacity": {"flusher"},
     "grpc": {"control", "cli", "v1"},
-    "grpc_health": {"control"},
+    "grpc_health": {"control", "cli"},
     "google": {"v1", "cli", "packet", "records"},
     "uvloop": {"agent"},
     "signal": {"agent", "cli"},

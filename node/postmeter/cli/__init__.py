@@ -2,7 +2,7 @@
 
     postmeter agent [--settings FILE] [--check] ...
     postmeter lint FILE
-    postmeter ask | show | top | reset | reload ...    talk to the running agent over its admin socket
+    postmeter health | ask | show | top | reset | reload ...    talk to the running agent over its admin socket
 
 Each command is a module with `add`, which describes it, and `run`, which returns the exit status. Its docstring is what
 --help shows. What a command needs is imported when it runs, so that --help and lint do not wait for gRPC.
@@ -17,10 +17,10 @@ import sys
 from collections.abc import Sequence
 
 from postmeter import __version__
-from postmeter.cli import agent, ask, lint, reload, reset, show, top
+from postmeter.cli import agent, ask, health, lint, reload, reset, show, top
 from postmeter.errors import AgentError, ConfigError, PostmeterError
 
-_COMMANDS = (agent, lint, ask, show, top, reset, reload)
+_COMMANDS = (agent, lint, health, ask, show, top, reset, reload)
 
 _WRONG, _FAILED, _BUG, _INTERRUPTED, _UNREAD = 2, 3, 70, 130, 141
 

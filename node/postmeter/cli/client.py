@@ -73,6 +73,22 @@ class Client:
         """Read the limits again."""
         return self._call("Reload", self._pb.ReloadRequest(), self._pb.ReloadResponse)
 
+    def serving(self, wait_s: float) -> bool:
+        """Whether the agent serves, as soon as it does within `wait_s`."""
+        import grpc
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        watch = health_pb2_grpc.HealthStub(self._channel).Watch
+        try:
+            for reply in watch(health_pb2.HealthCheckRequest(), timeout=wait_s or CALL_TIMEOUT_S):
+                if reply.status == health_pb2.HealthCheckResponse.SERVING or not wait_s:
+                    break
+        except grpc.RpcError as error:
+            if not wait_s or error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise _explained(error, self._path) from None
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
     def _call(self, name: str, request: Message, kind: type[ReplyT]) -> ReplyT:
         import grpc
 
