@@ -66,6 +66,37 @@ HANDOVER_PARTS_MAX = 20_000
 HANDOVER_PART_CHARS = 16 * 1024
 # Names have 64 characters, keys of limits may have some parts.
 METERS_NAME_CHARS_MAX = 1_000
+# A call that waits for a lender's disk takes 0.1 s; longer than this nobody waits for rights.
+PEER_CALL_TIMEOUT_S = 2.0
+# Messages to one peer: calls under way, and what is not yet sent (100 in each call, so a second's worth and more).
+PEER_CALLS_MAX = 8
+PEER_QUEUE_MAX = 10_000
+# While a call is under way others gather so long: 500 calls a second and peer, however many messages there are.
+PEER_GATHER_S = 0.002
+# One timeout does not make a peer unreachable if it has answered within this time.
+PEER_SILENCE_S = 3.0
+# What is sent to a peer, or asked of it, in one exchange at most: some 100,000 entries.
+EXCHANGE_PACKETS_MAX = 50
+# Calls that are answered at the same time: of one peer (its own maximum and one exchange, and again while it restarts),
+# and altogether. A packet or two are held for each.
+PEER_ANSWERS_MAX = 2 * (PEER_CALLS_MAX + 1)
+ANSWERS_MAX = 256
+# A connection over which nothing comes is given up after the sum of these, and tried again within the last one.
+PEER_KEEPALIVE_S = 1.0
+PEER_KEEPALIVE_TIMEOUT_S = 2.0
+PEER_RECONNECT_S_MIN = 0.2
+PEER_RECONNECT_S_MAX = 2.0
+# Whoever connects must have shown a certificate by then.
+PEER_HANDSHAKE_S_MAX = 5.0
+PEER_GRACE_S = 0.5
+# Of each peer so many reasons for refusing it are logged, and of so many peers.
+REFUSALS_MAX = 10
+REFUSED_PEERS_MAX = 1_000
+# The clocks of the nodes may differ so much when a certificate is new.
+CERTIFICATE_BACKDATE_DAYS = 1
+CERTIFICATE_WARN_DAYS = 30
+# How often the files are looked at.
+CERTIFICATES_INTERVAL_S = 1.0
 # A key is made of one request.
 PEER_KEY_BYTES_MAX = 2 * REQUEST_BYTES_MAX
 

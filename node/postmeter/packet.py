@@ -1,10 +1,10 @@
-"""What one node says to another at once, as bytes: Packet in proto/postmeter/v1/peers.proto.
+"""What one node says to another at once: a head and contents, as bytes of Packet in proto/postmeter/v1/peers.proto.
 
-    draft = Draft(head)                    to be filled with add_message, add_digest, add_portion, until it is `full`
+    draft = Draft(head)           to be filled with add_message, add_digest, add_portion, until it is `full`
     data = draft.finish()
-    packet = parse(data)                   raises PeerError
-    read_head(packet)                      who speaks to whom, and in which versions; the rest may be beyond this one's
-    read_messages(packet), read_digest(packet), read_portions(packet)
+    packet = parse(data)          raises PeerError
+    read_head(packet)             who speaks to whom, and in which versions; the rest may be beyond this one's
+    read_messages(packet), read_digest(packet), read_portions(packet), packet.more
 
 Reading is checked as in messages.py. It is done in steps of 0.5 ms or less, so that the caller can let others run in
 between: messages are few, and portions come one at a time.
@@ -13,10 +13,11 @@ between: messages are few, and portions come one at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
+from postmeter.core.effects import Message
 from postmeter.core.view import Digest, Known, Portion
 from postmeter.defaults import (
     HANDOVER_PART_LOANS_MAX,
@@ -48,6 +49,19 @@ PROTOCOL_OLDEST = 1
 PROTOCOL_NEWEST = 1
 # Versions and names of clusters are shown, and not more than that.
 TEXT_CHARS_MAX = 100
+
+
+@dataclass(slots=True)
+class Contents:
+    """What is said: messages about rights, what is known of everybody's usage, and what the other lacks of that.
+
+    `more`: there is more that it lacks.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    digest: Digest = field(default_factory=dict)
+    portions: list[Portion] = field(default_factory=list)
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +139,9 @@ class Draft:
             empty.extend(values)
         self._bytes_count += written.ByteSize() + 4
 
-    def finish(self) -> bytes:
-        """The bytes."""
+    def finish(self, more: bool = False) -> bytes:
+        """The bytes; whether there is more to say."""
+        self._packet.more = more
         return self._packet.SerializeToString()
 
 

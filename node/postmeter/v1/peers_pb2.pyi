@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Packet(_message.Message):
-    __slots__ = ("sender", "receiver", "incarnation", "protocol_oldest", "protocol_newest", "version", "wall_ms", "cluster", "tables", "messages", "digest", "portions")
+    __slots__ = ("sender", "receiver", "incarnation", "protocol_oldest", "protocol_newest", "version", "wall_ms", "cluster", "tables", "messages", "digest", "portions", "more")
     SENDER_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class Packet(_message.Message):
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PORTIONS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     sender: str
     receiver: str
     incarnation: int
@@ -32,7 +33,8 @@ class Packet(_message.Message):
     messages: _containers.RepeatedCompositeFieldContainer[RightsMessage]
     digest: Digest
     portions: _containers.RepeatedCompositeFieldContainer[Portion]
-    def __init__(self, sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., protocol_oldest: _Optional[int] = ..., protocol_newest: _Optional[int] = ..., version: _Optional[str] = ..., wall_ms: _Optional[int] = ..., cluster: _Optional[str] = ..., tables: _Optional[_Union[Tables, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[RightsMessage, _Mapping]]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., portions: _Optional[_Iterable[_Union[Portion, _Mapping]]] = ...) -> None: ...
+    more: bool
+    def __init__(self, sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., protocol_oldest: _Optional[int] = ..., protocol_newest: _Optional[int] = ..., version: _Optional[str] = ..., wall_ms: _Optional[int] = ..., cluster: _Optional[str] = ..., tables: _Optional[_Union[Tables, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[RightsMessage, _Mapping]]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., portions: _Optional[_Iterable[_Union[Portion, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class Tables(_message.Message):
     __slots__ = ("nodes", "meters", "keys")

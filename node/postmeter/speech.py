@@ -1,0 +1,104 @@
+"""Packets in this node's name: written, understood, and both in small steps.
+
+    speaker = Speaker(node, incarnation, cluster)
+    data = await speaker.write(receiver, contents)
+    head = speaker.meet(packet)                     refuses what is not meant for this node, or beyond its protocol
+    contents = await speaker.read(packet, head.sender)
+
+Between the steps others may run: who asks about mail does not wait for a large packet. What does not fit into a packet
+is left out, and `more` says so; messages must fit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from postmeter import __version__
+from postmeter.core.effects import Message
+from postmeter.errors import PeerError
+from postmeter.messages import HandoverPart, Parts, Spoken
+from postmeter.packet import (
+    PROTOCOL_NEWEST,
+    PROTOCOL_OLDEST,
+    Contents,
+    Draft,
+    Head,
+    read_digest,
+    read_head,
+    read_messages,
+    read_portions,
+)
+from postmeter.v1 import peers_pb2 as pb
+
+
+class Speaker:
+    """`cluster` is what only nodes of one cluster know alike, "" if this one does not."""
+
+    def __init__(self, node: str, incarnation: int, cluster: str = "") -> None:
+        self.node = node
+        self._incarnation = incarnation
+        self._cluster = cluster
+        self._parts: dict[str, Parts] = {}
+
+    @staticmethod
+    def wall_ms() -> int:
+        """The wall clock, in ms since 1970."""
+        return int(time.time() * 1000)
+
+    def draft(self, receiver: str) -> Draft:
+        """An empty packet for another node."""
+        return Draft(Head(self.node, receiver, self._incarnation, __version__, self.wall_ms(), self._cluster))
+
+    async def write(self, receiver: str, contents: Contents) -> bytes:
+        """A packet of all messages, the digest, and as many portions as fit."""
+        draft = self.draft(receiver)
+        for message in contents.messages:
+            draft.add_message(message)
+        if contents.digest:
+            draft.add_digest(contents.digest)
+        more = contents.more
+        for portion in contents.portions:
+            if draft.full:
+                more = True
+                break
+            draft.add_portion(portion)
+            await asyncio.sleep(0)
+        return draft.finish(more)
+
+    def meet(self, packet: pb.Packet) -> Head:
+        """Who says something to this node. Raises PeerError if it is not for this node, or cannot be understood."""
+        head = read_head(packet)
+        speaks = f"{head.sender} (Postmeter {head.version}) speaks protocol"
+        if head.protocol_newest < PROTOCOL_OLDEST:
+            least = f"{self.node} from {PROTOCOL_OLDEST} on"
+            raise PeerError(f"{speaks} {head.protocol_newest}, {least}: upgrade {head.sender}")
+        if head.protocol_oldest > PROTOCOL_NEWEST:
+            most = f"{self.node} up to {PROTOCOL_NEWEST}"
+            raise PeerError(f"{speaks} {head.protocol_oldest}, {most}: upgrade {self.node}")
+        if head.receiver != self.node:
+            raise PeerError(f"this is {self.node}, not {head.receiver}: correct the address of {head.receiver}")
+        if head.sender == self.node:
+            raise PeerError(f"two nodes are called {self.node}: give one of them another name")
+        if head.cluster and self._cluster and head.cluster != self._cluster:
+            raise PeerError(f"{head.sender} is in the cluster {head.cluster}, {self.node} in {self._cluster}")
+        return head
+
+    async def read(self, packet: pb.Packet, sender: str) -> Contents:
+        """All that is said. Raises PeerError."""
+        messages = [message for spoken in read_messages(packet) if (message := self._whole(spoken, sender)) is not None]
+        contents = Contents(messages, read_digest(packet), more=packet.more)
+        for portion in read_portions(packet):
+            contents.portions.append(portion)
+            await asyncio.sleep(0)
+        return contents
+
+    def _whole(self, spoken: Spoken, sender: str) -> Message | None:
+        """A message, or the handover that is whole with this part of it."""
+        if not isinstance(spoken, HandoverPart):
+            return spoken
+        return self._parts.setdefault(sender, Parts()).add(spoken)
+
+    def forget(self, node: str) -> None:
+        """A node is no peer any more."""
+        self._parts.pop(node, None)
