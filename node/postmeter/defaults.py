@@ -92,6 +92,10 @@ PEER_GRACE_S = 0.5
 # Of each peer so many reasons for refusing it are logged, and of so many peers.
 REFUSALS_MAX = 10
 REFUSED_PEERS_MAX = 1_000
+# A cluster that stops because a certificate was forgotten is worse than an old certificate.
+CERTIFICATE_DAYS_OF_CA = 7_300
+CERTIFICATE_DAYS_OF_NODE = 3_650
+CERTIFICATE_DAYS_MAX = 36_500
 # The clocks of the nodes may differ so much when a certificate is new.
 CERTIFICATE_BACKDATE_DAYS = 1
 CERTIFICATE_WARN_DAYS = 30

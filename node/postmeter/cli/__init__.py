@@ -2,6 +2,7 @@
 
     postmeter agent [--settings FILE] [--check] ...
     postmeter lint FILE
+    postmeter certs ca | node ...
     postmeter health | ask | show | top | reset | reload ...    talk to the running agent over its admin socket
 
 Each command is a module with `add`, which describes it, and `run`, which returns the exit status. Its docstring is what
@@ -17,10 +18,10 @@ import sys
 from collections.abc import Sequence
 
 from postmeter import __version__
-from postmeter.cli import agent, ask, health, lint, reload, reset, show, top
+from postmeter.cli import agent, ask, certs, health, lint, reload, reset, show, top
 from postmeter.errors import AgentError, ConfigError, PostmeterError
 
-_COMMANDS = (agent, lint, health, ask, show, top, reset, reload)
+_COMMANDS = (agent, lint, health, ask, show, top, reset, reload, certs)
 
 _WRONG, _FAILED, _BUG, _INTERRUPTED, _UNREAD = 2, 3, 70, 130, 141
 
