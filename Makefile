@@ -31,9 +31,9 @@ SEEDS ?= 0:10000
 simulate: $(READY) ## run the rights of a cluster through random trouble: make simulate SEEDS=0:10000
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --steps 1000 --jobs 2
 
-proto: $(READY) ## generate node/postmeter/v1 from proto/
+proto: $(READY) ## generate node/postmeter/v1 and etcdpb from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=node --pyi_out=node --grpc_python_out=node \
-	    proto/postmeter/v1/*.proto
+	    proto/postmeter/*/*.proto
 
 lock: ## pin the newest versions that pyproject.toml admits
 	uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-annotate --no-header --upgrade -q \

@@ -120,6 +120,32 @@ FLUSH_RETRY_S_MAX = 5.0
 # Nothing charged for so long: the state is marked clean, and a crash costs nothing.
 IDLE_CLEAN_S = 60.0
 
+# --- etcd -------------------------------------------------------------------------------------------------------------
+# One call to one member. An etcd that elects a leader answers after 1 to 2 s.
+ETCD_CALL_S = 3.0
+# So long the members are tried in turn before a call is said to have failed; each of them at least once.
+ETCD_PATIENCE_S = 4.0
+# Pauses between tries grow from the one to the other: a recovery is noticed within about 2 s.
+ETCD_RETRY_S_MIN = 0.05
+ETCD_RETRY_S_MAX = 1.0
+# A watch that says nothing for so long is asked whether it is still there.
+ETCD_QUIET_S = 2.0
+# etcd takes a client that pings more often than every 5 s for hostile, and disconnects it.
+ETCD_PING_S = 10.0
+# One response: larger ones are asked for in smaller pages. etcd's own limit for a value is 1.5 MiB.
+ETCD_MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+# Each page costs etcd a walk over all keys of the prefix: some 10 ms with 100,000.
+ETCD_PAGE_KEYS = 2_000
+# What is taken from a page before Postfix is answered again: 0.5 ms.
+ETCD_PORTION_KEYS = 500
+# What is kept of etcd at most: twice as many overrides as are used, and what is refused.
+ETCD_KEYS_MAX = 400_000
+ETCD_BYTES_MAX = 256 * 1024 * 1024
+# A node that is gone is shown as gone after so long; it says that it is there three times in that time.
+PRESENCE_TTL_S = 10
+# What lasts is logged again so often.
+OUTAGE_LOG_S = 300.0
+
 # --- files and the command line ---------------------------------------------------------------------------------------
 FILE_BYTES_MAX = 16 * 1024 * 1024
 LIMITS_MAX = 1_000

@@ -30,3 +30,7 @@ class StorageError(PostmeterError):
 
 class AgentError(PostmeterError):
     """The running agent cannot be reached, or refused what the command line asked."""
+
+
+class EtcdError(PostmeterError):
+    """etcd cannot be reached, or refused it. What should have been written may have been written or not."""

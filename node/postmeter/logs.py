@@ -12,8 +12,12 @@ import json
 import logging
 import os
 import sys
+import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Literal
+
+from postmeter.defaults import OUTAGE_LOG_S
 
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 
@@ -43,6 +47,41 @@ def set_up(level: str, format: Literal["text", "json"]) -> None:
     _log.handlers = [handler]
     _log.propagate = False
     _log.setLevel(level.upper())
+
+
+class Outage:
+    """What fails for a while: one line when it begins, one when it is over, and in between one every OUTAGE_LOG_S.
+
+    `on_change` is called with the reason whenever that changes, and with "" when all is well, also for the first time.
+    """
+
+    def __init__(self, name: str, on_change: Callable[[str], None]) -> None:
+        self.reason: str | None = None
+        self._name = name
+        self._on_change = on_change
+        self._began_s = 0.0
+        self._logged_s = 0.0
+
+    def failed(self, reason: str) -> None:
+        """It fails, or still does."""
+        now_s = time.monotonic()
+        if not self.reason:
+            self._began_s = now_s
+        if not self.reason or now_s - self._logged_s >= OUTAGE_LOG_S:
+            self._logged_s = now_s
+            event(logging.WARNING, f"{self._name} fails", reason=reason)
+        if reason != self.reason:
+            self.reason = reason
+            self._on_change(reason)
+
+    def over(self) -> None:
+        """It works, or still does."""
+        if self.reason:
+            lasted = f"{time.monotonic() - self._began_s:.1f}s"
+            event(logging.INFO, f"{self._name} works again", lasted=lasted, reason=self.reason)
+        if self.reason != "":
+            self.reason = ""
+            self._on_change("")
 
 
 class _Text(logging.Formatter):

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from postmeter import logs
+from postmeter.defaults import OUTAGE_LOG_S
 from postmeter.settings import LogFormat, LogLevel
 
 HOSTILE = [
@@ -165,3 +166,27 @@ def test_a_bug_is_one_line_with_its_traceback() -> None:
     assert line.startswith('error no decision traceback="Traceback (most recent call last):\\n')
     assert line.endswith('RuntimeError: broken\\nin two"')
     assert 4 == len(shlex.split(line))
+
+
+def test_an_outage_is_told_when_it_begins_and_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is tried in between; what lasts is told again after a while, with the reason of then."""
+    now_s = 1_000.0
+    monkeypatch.setattr("postmeter.logs.time.monotonic", lambda: now_s)
+    reasons: list[str] = []
+    outage = logs.Outage("it", reasons.append)
+    with logged() as log:
+        outage.over()
+        for reason in ("a", "a", "b"):
+            outage.failed(reason)
+        now_s += OUTAGE_LOG_S
+        outage.failed("c")
+        outage.over()
+        outage.over()
+        outage.failed("d")
+    assert ["", "a", "b", "c", "", "d"] == reasons
+    assert [
+        "warning it fails reason=a",
+        "warning it fails reason=c",
+        f"info it works again lasted={OUTAGE_LOG_S:.1f}s reason=c",
+        "warning it fails reason=d",
+    ] == log.lines
