@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help run test lint bench simulate proto lock clean
+.PHONY: help run cluster test lint bench simulate proto lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -13,6 +13,10 @@ run: $(READY) ## run the agent here: Postfix asks at 127.0.0.1:10040, limits fro
 	@mkdir -p build
 	$(BIN)/postmeter agent --limits deploy/examples/limits.yaml --state-dir build/state \
 	    --admin-socket build/admin.sock
+
+cluster: $(READY) ## try three agents and etcd here: Postfix asks at 127.0.0.1:10041 to 10043
+	@tests/packages.sh etcd-server etcd-client
+	$(BIN)/python deploy/cluster/cluster.py build/cluster
 
 test: $(READY) lint ## run all tests (as root: with real Postfix, and what it needs from Debian is installed)
 	@tests/packages.sh || [ "$$(id -u)" -ne 0 ]

@@ -14,6 +14,8 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 import uvloop
 
@@ -21,6 +23,8 @@ from postmeter import __version__, logs, systemd
 from postmeter.control import ControlServer
 from postmeter.defaults import SWITCH_INTERVAL_S
 from postmeter.errors import ConfigError, PostmeterError
+from postmeter.etcd_follower import EtcdFollower
+from postmeter.membership import RejoinError
 from postmeter.node import Node, log_problems
 from postmeter.postfix import PolicyPort
 from postmeter.settings import Settings
@@ -32,8 +36,12 @@ def run(settings: Settings) -> int:
     logs.set_up(settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _raise_open_files()
+    passed = systemd.passed_sockets()
+    rejoin = False
     try:
-        return uvloop.run(_run(settings))
+        while rejoin := uvloop.run(_run(settings, passed, rejoin)):
+            pass
+        return 0
     except ConfigError as error:
         log_problems("cannot start", error)
     except PostmeterError as error:
@@ -44,13 +52,14 @@ def run(settings: Settings) -> int:
     return 2
 
 
-async def _run(settings: Settings) -> int:
+async def _run(settings: Settings, passed: list[socket.socket], rejoin: bool) -> bool:
+    """Run until a signal says to stop; or until this node has to begin anew in the cluster: then True."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    passed = systemd.passed_sockets()
     node = Node(settings)
+    follower = EtcdFollower(node, rejoin) if settings.etcd is not None else None
     reloads: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
@@ -59,13 +68,16 @@ async def _run(settings: Settings) -> int:
         task.add_done_callback(reloads.discard)
 
     loop.add_signal_handler(signal.SIGHUP, reload)
-    running = asyncio.create_task(node.run())
-    running.add_done_callback(lambda _: stop.set())
-    control = ControlServer(node)
+    control = ControlServer(node, follower)
     port = PolicyPort(node)
+    running = _start(node.run(), stop)
+    following: asyncio.Task[None] | None = None
     try:
         await control.start()
-        for sock in passed or [bind(listener) for listener in settings.listen]:
+        if follower is not None:
+            await follower.start()
+            following = _start(follower.run(), stop)
+        for sock in [sock.dup() for sock in passed] or [bind(listener) for listener in settings.listen]:
             await port.listen(sock)
         _ready(node, [_address(sock) for sock in passed] or [str(listener) for listener in settings.listen])
         watchdog = asyncio.create_task(_watchdog())
@@ -73,20 +85,43 @@ async def _run(settings: Settings) -> int:
         watchdog.cancel()
     finally:
         systemd.notify("STOPPING=1")
-        node.set_health("policy", "draining")
+        node.set_trouble("start", "draining")
         logs.event(logging.INFO, "draining")
         await port.drain()
+        if following is not None:
+            following.cancel()
+        if follower is not None:
+            await follower.stop()
         node.stop()
         try:
             await running
         finally:
             await control.stop()
     logs.event(logging.INFO, "stopped")
-    return 0
+    return following is not None and await _has_to_rejoin(following)
+
+
+def _start(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> asyncio.Task[None]:
+    """Something without which the process must not go on."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda _: stop.set())
+    return task
+
+
+async def _has_to_rejoin(following: asyncio.Task[None]) -> bool:
+    """Whether that is why the task ended. Raises what else may have ended it."""
+    try:
+        await following
+    except RejoinError as error:
+        logs.event(logging.WARNING, "begins anew", reason=error)
+        return True
+    except asyncio.CancelledError:
+        pass
+    return False
 
 
 def _ready(node: Node, addresses: list[str]) -> None:
-    node.set_health("policy", "")
+    node.set_trouble("start", "")
     listen = ",".join(addresses)
     logs.event(logging.INFO, "ready", version=__version__, listen=listen, state_dir=node.settings.state_dir)
     systemd.notify("READY=1", f"STATUS=answering on {listen}")

@@ -17,6 +17,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from heapq import nlargest, nsmallest
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from urllib.parse import quote
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from postmeter.cluster import Cluster
 from postmeter.core.answer import one_line
 from postmeter.core.limits import ADDRESS_ATTRIBUTES, Key, Limit
 from postmeter.core.meters import OVERFLOW_KEY, OVERFLOW_ROW, UNLIMITED, Meters, MetersId
 from postmeter.core.policy import answer
 from postmeter.core.request import Parser, Request, single
 from postmeter.core.rule import Reading
+from postmeter.core.shared import SharedMeters
 from postmeter.defaults import (
     CONTROL_BYTES_MAX,
     CONTROL_CALLS_MAX,
@@ -39,12 +42,16 @@ from postmeter.defaults import (
     SCAN_ROWS_MAX,
     TOP_KEYS_MAX,
 )
-from postmeter.errors import ConfigError, ProtocolError, StorageError
+from postmeter.errors import ConfigError, EtcdError, ProtocolError, StorageError
+from postmeter.etcd_follower import EtcdFollower
 from postmeter.node import Node
 from postmeter.settings import Listener
 from postmeter.sockets import give_away
 from postmeter.v1 import control_pb2 as pb
 from postmeter.v1 import control_pb2_grpc
+
+# Without the others the node goes on answering.
+WHOLE = ("policy", "storage")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -52,7 +59,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ControlServer:
     """The admin socket of a node. To be used from the event loop that the node is used from."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, follower: EtcdFollower | None = None) -> None:
         self._node = node
         self._health = health.aio.HealthServicer()
         self._changed = asyncio.Event()
@@ -61,7 +68,7 @@ class ControlServer:
             maximum_concurrent_rpcs=CONTROL_CALLS_MAX,
             options=[("grpc.max_receive_message_length", CONTROL_BYTES_MAX)],
         )
-        control_pb2_grpc.add_ControlServicer_to_server(Control(node), self._server)  # type: ignore[no-untyped-call]
+        control_pb2_grpc.add_ControlServicer_to_server(Control(node, follower), self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     async def start(self) -> None:
@@ -87,7 +94,8 @@ class ControlServer:
     async def _publish_health(self) -> None:
         parts = {f"postmeter.{part}": reason for part, reason in self._node.health.items()}
         status = health_pb2.HealthCheckResponse.ServingStatus
-        for service, reason in {**parts, "": "".join(parts.values())}.items():
+        whole = "".join(self._node.health[part] for part in WHOLE)
+        for service, reason in {**parts, "": whole}.items():
             await self._health.set(service, status.NOT_SERVING if reason else status.SERVING)
 
 
@@ -123,8 +131,9 @@ def _is_live(path: Path) -> bool:
 class Control(control_pb2_grpc.ControlServicer):
     """The calls of control.proto."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, follower: EtcdFollower | None = None) -> None:
         self._node = node
+        self._follower = follower
 
     async def Ask(self, request: pb.AskRequest, context: Context) -> pb.AskResponse:
         """What Postfix would be told, and why."""
@@ -132,6 +141,7 @@ class Control(control_pb2_grpc.ControlServicer):
             explained = self._node.policy.explain(_parse(request.request), self._node.now_ms())
         except ProtocolError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, one_line(str(error)))
+        explained = [(limit, why, [self._lent(reading) for reading in readings]) for limit, why, readings in explained]
         decision = answer([reading for _, _, readings in explained for reading in readings])
         return pb.AskResponse(
             action=decision.action,
@@ -176,6 +186,33 @@ class Control(control_pb2_grpc.ControlServicer):
             problems = error.problems
         return pb.ReloadResponse(problems=problems, limits=len(self._node.policy.limits))
 
+    async def Nodes(self, request: pb.NodesRequest, context: Context) -> pb.NodesResponse:
+        """Who is in the cluster."""
+        membership = self._follower.membership if self._follower is not None else None
+        return pb.NodesResponse() if membership is None else membership.report()
+
+    async def ChangeRoster(self, request: pb.ChangeRosterRequest, context: Context) -> pb.ChangeRosterResponse:
+        """Let a node join, drain it, or remove it."""
+        membership = self._follower.membership if self._follower is not None else None
+        if membership is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this agent is in no cluster")
+        node = request.node or membership.id
+        try:
+            match request.change:
+                case pb.ChangeRosterRequest.CHANGE_JOIN:
+                    done = membership.join(node)
+                case pb.ChangeRosterRequest.CHANGE_DRAIN:
+                    done = await membership.drain(node)
+                case pb.ChangeRosterRequest.CHANGE_REMOVE:
+                    done = await membership.remove(node)
+                case _:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this agent does not know this change")
+        except ConfigError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, one_line(str(error)))
+        except EtcdError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, one_line(str(error)))
+        return pb.ChangeRosterResponse(done=done)
+
     async def _named(self, name: str, context: Context) -> Sequence[Limit]:
         limits = self._node.policy.limits
         chosen = [limit for limit in limits if name in ("", limit.name)]
@@ -191,16 +228,30 @@ class Control(control_pb2_grpc.ControlServicer):
 
     def _meter(self, meters: Meters, key: str) -> pb.Meter:
         now_ms = self._node.now_ms()
-        used, max = meters.usage(_row(meters, key), now_ms), meters.max_of(key)
-        allowance = meters.allowance(key, now_ms)
+        used, max = meters.counted(key, _row(meters, key), now_ms), meters.max_of(key)
         limit, _, count, window_ms = meters.id
         meter = pb.Meter(limit=limit, key=_bytes(key), count=count, window_ms=window_ms, used=used)
         if max < UNLIMITED:
-            meter.assumed = max - allowance
-            meter.used += meter.assumed
+            meter.assumed = meters.toll(key)
             meter.max = max
-            meter.left = 0 if used > allowance else allowance - used
+            meter.left = 0 if used > max else max - used
+            if self._node.cluster is not None and isinstance(meters, SharedMeters):
+                meter.share.CopyFrom(self._share(self._node.cluster, meters, key, now_ms))
         return meter
+
+    @staticmethod
+    def _share(cluster: Cluster, meters: SharedMeters, key: str, now_ms: int) -> pb.Share:
+        lent, borrowed = cluster.moved(meters.id, key)
+        used = meters.usage(_row(meters, key), now_ms)
+        left = meters.allowance(key, now_ms) - used
+        return pb.Share(base=meters.base(key), lent=lent, borrowed=borrowed, used=used, left=left if left > 0 else 0)
+
+    def _lent(self, reading: Reading) -> Reading:
+        """A reading as it would be if other nodes lent what they have, as far as is known."""
+        cluster, room = self._node.cluster, reading.max - reading.used
+        if cluster is None or not cluster.may_borrow or not reading.exceeded or reading.amount > room:
+            return reading
+        return replace(reading, wait_ms=0)
 
     def _explanation(self, limit: Limit, why_not: str, readings: Sequence[Reading]) -> pb.Explanation:
         return pb.Explanation(
@@ -209,7 +260,10 @@ class Control(control_pb2_grpc.ControlServicer):
             shadow=limit.shadow,
             readings=[
                 pb.Reading(
-                    meter=self._meter(reading.meters, reading.key), amount=reading.amount, wait_ms=reading.wait_ms
+                    meter=(meter := self._meter(reading.meters, reading.key)),
+                    amount=reading.amount,
+                    wait_ms=reading.wait_ms,
+                    borrows=meter.HasField("share") and reading.wait_ms == 0 and meter.share.left < reading.amount,
                 )
                 for reading in readings
             ],
@@ -218,7 +272,8 @@ class Control(control_pb2_grpc.ControlServicer):
     def _usages(self, limit: Limit, written: str) -> list[pb.Usage]:
         key = _spelled(limit.key, written)
         usages = [self._usage(meters, key) for meters in self._meters(limit)]
-        return usages if key in limit.overrides or any(any(usage.slices) for usage in usages) else []
+        used = any(any(usage.slices) or usage.parts for usage in usages)
+        return usages if used or key in limit.overrides else []
 
     def _usage(self, meters: Meters, key: str) -> pb.Usage:
         now_ms = self._node.now_ms()
@@ -228,13 +283,25 @@ class Control(control_pb2_grpc.ControlServicer):
             meter=self._meter(meters, key),
             slice_ms=meters.slice_ms,
             slices=[amounts.get(number, 0) for number in numbers],
+            parts=self._parts(meters.id, key, now_ms),
         )
+
+    def _parts(self, id: MetersId, key: str, now_ms: int) -> list[pb.Part]:
+        view = self._node.cluster.view if self._node.cluster is not None else None
+        if view is None:
+            return []
+        ages_ms = view.ages_ms(now_ms)
+        used = sorted(view.usage(id, key).items())
+        return [pb.Part(node=node, used=amount, age_ms=ages_ms.get(node)) for node, amount in used]
 
     async def _ranking(self, meters: Meters, count: int) -> pb.Ranking:
         rows = await _largest(meters, count)
-        names = [name for row in rows if (name := meters.keys.names[row]) is not None]
+        names = {name for row in rows if (name := meters.keys.names[row]) is not None}
+        if self._node.cluster is not None and self._node.cluster.view is not None:
+            names |= {name for name, _ in self._node.cluster.view.top(meters.id, count)}
         several = [meter for name in names if (meter := self._meter(meters, name)).used > meter.assumed]
-        several.sort(key=lambda meter: meter.used, reverse=True)
+        several.sort(key=lambda meter: (-meter.used, meter.key))
+        del several[count:]
         limit, _, unit, window_ms = meters.id
         return pb.Ranking(limit=limit, count=unit, window_ms=window_ms, meters=several)
 

@@ -107,6 +107,36 @@ PEER_KEY_BYTES_MAX = 2 * REQUEST_BYTES_MAX
 # A thread that reads a large limits file or prepares a flush must not keep a request waiting longer than this.
 SWITCH_INTERVAL_S = 0.000_5
 
+
+# --- this node in the cluster -----------------------------------------------------------------------------------------
+# Messages about rights cost some 30 us each: so many are taken before Postfix is answered again.
+HEAR_MESSAGES_MAX = 20
+# Rights are looked after this often: a search whose peers do not answer goes on after 60 ms.
+TEND_INTERVAL_S = 0.02
+# Requests that wait for rights; more are refused at once. Each is a connection of an smtpd process.
+WAITING_MAX = 10_000
+# Requests that are decided again in one go, some 50 us each.
+RESUME_MAX = 20
+# Nobody was reached for so long: this node may use its overdraft.
+ISOLATED_S = 10.0
+# What a peer lacks is looked up for so many entries at a time, some 2 ms; it asks again if there is more.
+DELTA_ENTRIES_MAX = 2_000
+# How much is lent and borrowed is told of so many meters, the first that there are.
+BOOKS_LOOKED_AT_MAX = 1_000
+# A start waits so long for etcd, and then goes on with what is on the disk.
+ETCD_START_S = 3.0
+# A node that cannot join yet looks again.
+JOIN_RETRY_S = 1.0
+# How far a node's state has come is told this often; a backup that is younger cannot be told from it. One fsync each.
+REGISTER_INTERVAL_S = 10.0
+# What changes at once is told once.
+STATUS_PAUSE_S = 0.2
+# Changes of the roster that are under way; more than machines die at once.
+GENERATIONS_MAX = 50
+ROSTER_NODES_MAX = 1_000
+# Nodes that were declared stopped, remembered so that they see it when they come back.
+STOPPED_NODES_MAX = 1_000
+
 # --- storage --------------------------------------------------------------------------------------------------------
 FLUSH_INTERVAL_S = 0.1
 # A flush is prepared, and stored, in portions of so many keys: no request waits for more than one (some 0.5 ms).
@@ -167,3 +197,5 @@ NEAREST_KEYS_MAX = 5
 # The command line waits so long: `top` over a million keys on a busy node takes some seconds.
 CALL_TIMEOUT_S = 30.0
 WATCH_S_MIN = 0.1
+# What other nodes told is shown without its age if it is not older: some rounds of exchanges.
+FRESH_MS = 5_000

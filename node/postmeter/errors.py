@@ -34,3 +34,7 @@ class AgentError(PostmeterError):
 
 class EtcdError(PostmeterError):
     """etcd cannot be reached, or refused it. What should have been written may have been written or not."""
+
+
+class ClusterError(PostmeterError):
+    """The node must not take part in the cluster as it is: its state is old, a copy, or somebody else's."""

@@ -14,7 +14,6 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
@@ -36,7 +35,11 @@ Waiter = Callable[[bool], None]
 
 
 class Flusher:
-    """To `run` in a task, `stop`, and await. `on_failing` is called with the reason, and with "" when all is well."""
+    """To `run` in a task, `stop`, and await. `on_failing` is called with the reason, and with "" when all is well.
+
+    In a cluster `on_charged` is called with meters, a slice, and rows with their amounts in it before these are stored;
+    `alive_ms` is the time if the node is confirmed in the roster.
+    """
 
     def __init__(self, storage: Storage, ledger: Ledger, clock: Clock, on_failing: Callable[[str], None]) -> None:
         self._storage = storage
@@ -44,7 +47,6 @@ class Flusher:
         self._clock = clock
         self._on_failing = on_failing
         self._failing = ""
-        self._thread = ThreadPoolExecutor(1, "storage")
         self._waiters: list[Waiter] = []
         self._resets: list[tuple[MetersId, int, int]] = []
         self._logged: dict[tuple[MetersId, int], int] = {}
@@ -52,6 +54,8 @@ class Flusher:
         self._wanted = asyncio.Event()
         self._stopping = False
         self._charged_s = time.monotonic()
+        self.on_charged: Callable[[Meters, int, list[int], list[int]], object] = lambda *_: None
+        self.alive_ms: Callable[[], int | None] = lambda: None
 
     def hold(self, waiter: Waiter) -> None:
         """Call `waiter` with True when all that is charged now is on the disk; with False if it cannot be stored."""
@@ -118,7 +122,7 @@ class Flusher:
         batches = [(meters, meters.take_unflushed()) for meters in self._ledger.meters.values()]
         renamed = [(kind, keys, keys.take_renamed()) for kind, keys in self._ledger.kinds.items()]
         try:
-            flush = Flush(self._clock.moment(), clean, list(self._ledger.tolls_ms), retired)
+            flush = Flush(self._clock.moment(), clean, list(self._ledger.tolls_ms), retired, alive_ms=self.alive_ms())
             flush.amounts += [(id, number, packed([row], [0])) for id, number, row in resets]
             await self._add_names(flush, renamed)
             await self._add_amounts(flush, batches)
@@ -147,8 +151,8 @@ class Flusher:
     async def _add_amounts(self, flush: Flush, batches: Iterable[tuple[Meters, list[Batch]]]) -> None:
         for meters, taken in batches:
             flush.oldest.append((meters.id, meters.oldest(flush.moment.ledger_ms)))
-            for number, amounts in taken:
-                rows = list(amounts)
+            for number, fresh in taken:
+                rows = list(fresh)
                 logged = self._logged.get((meters.id, number), 0) + len(rows)
                 if logged > FLUSH_ROWS_MAX + LOG_PART_MAX * len(meters.rows(number)):
                     flush.replaced.append((meters.id, number))
@@ -156,13 +160,15 @@ class Flusher:
                     logged = len(rows)
                 self._logged[meters.id, number] = logged
                 for portion in _portions(rows):
-                    flush.amounts.append((meters.id, number, packed(portion, meters.sums(number, portion))))
+                    amounts = meters.sums(number, portion)
+                    flush.amounts.append((meters.id, number, packed(portion, amounts)))
+                    self.on_charged(meters, number, portion, amounts)
                     await asyncio.sleep(0)
         oldest = dict(flush.oldest)
         self._logged = {key: count for key, count in self._logged.items() if key[1] >= oldest.get(key[0], key[1] + 1)}
 
     async def _write(self, flush: Flush) -> None:
-        writing = asyncio.get_running_loop().run_in_executor(self._thread, self._storage.write, flush)
+        writing = asyncio.get_running_loop().run_in_executor(self._storage.thread, self._storage.write, flush)
         done, _ = await asyncio.wait({writing}, timeout=FLUSH_WAIT_S_MAX)
         if not done:
             self._fail(f"{self._storage.directory}: the disk has not answered for {FLUSH_WAIT_S_MAX:g} s")

@@ -12,6 +12,7 @@
         on_exceed: defer                # or reject, hold, any access(5) action: "421 4.7.1 {key}: slow down"
         text: "{limit}: {key} used {used} of {max}; try again in {wait}"
         shadow: false                   # true: only log what would have happened
+        overdraft: 10%                  # a node that is cut off from all others may use so much more than its share
         exempt: [newsletter@example.org, {client_address: {cidr: 192.0.2.0/24}}]
         overrides:                      # another max for one key
           big@example.org: {1h: 500}    # the other windows stay; with one window, just a number
@@ -75,7 +76,7 @@ from postmeter.documents import (
 AMOUNT_MAX = 10**15
 
 _REQUIRED = {"key": "key: sasl_username", "count": "count: recipients", "max": "max: {1h: 200, 24h: 1000}"}
-_KNOWN = (*_REQUIRED, "per", "match", "on_exceed", "text", "shadow", "exempt", "overrides")
+_KNOWN = (*_REQUIRED, "per", "match", "on_exceed", "text", "shadow", "overdraft", "exempt", "overrides")
 _NAME = re.compile("[a-z0-9][a-z0-9_.-]{0,63}")
 _COUNTS: tuple[Count, ...] = ("messages", "recipients", "bytes")
 
@@ -130,6 +131,7 @@ def read_limit(name: str, node: Node) -> Limit:
         action=take(entries, "on_exceed", read_action, "defer"),
         text=take(entries, "text", read_template, TEXT),
         shadow=take(entries, "shadow", boolean, False),
+        overdraft=take(entries, "overdraft", _part, 0.0),
         overrides=take(entries, "overrides", partial(_overrides, key=key, windows=windows, count=count), {}),
         line=node.line,
     )
@@ -249,6 +251,16 @@ def _amount(node: Node, count: Count | None, also: str = "") -> int:
     if not 1 <= amount <= AMOUNT_MAX:
         raise RefusedError(f"{quote(text)} is out of range", f"write 1 to {AMOUNT_MAX}")
     return amount
+
+
+def _part(node: Node) -> float:
+    """A part of a whole, such as `10%`."""
+    right = "write a part such as 10%, at most 100%"
+    text = scalar(node, right)
+    match = re.fullmatch("([0-9]{1,3}(?:[.][0-9]{1,3})?) ?%", text)
+    if not match or float(match[1]) > 100:
+        raise RefusedError(f"{quote(text)} is no part of a whole", right)
+    return float(match[1]) / 100
 
 
 def _share(node: Node, count: Count | None) -> int:

@@ -18,12 +18,15 @@ from pathlib import Path
 
 from postmeter import logs
 from postmeter.clock import Clock
+from postmeter.cluster import Cluster, Wanted
 from postmeter.core.answer import amount_text
 from postmeter.core.limits import Limit, duration_text
 from postmeter.core.meters import Ledger, MetersId
 from postmeter.core.policy import PERMIT, Decision, Policy, Repeats
 from postmeter.core.request import Parser, Request, attribute
+from postmeter.core.roster import Roster
 from postmeter.core.rule import Reading
+from postmeter.core.shared import SharedLedger, Terms
 from postmeter.defaults import EXPIRE_ENTRIES_MAX, EXPIRE_PAUSE_S, TIDY_INTERVAL_S
 from postmeter.documents import read_text
 from postmeter.errors import ConfigError, StorageError
@@ -56,36 +59,82 @@ class Node:
         """Lock the state directory, and load it and the limits. Raises StorageError and ConfigError."""
         self.settings = settings
         self.parser = Parser()
-        self.ledger = Ledger()
         self.health = {"policy": "starting", "storage": ""}
+        if settings.etcd is not None:
+            self.health["etcd"] = "has not answered yet"
+        if settings.cluster is not None:
+            self.health["peers"] = "none has been reached yet"
         self.on_health: list[Callable[[], None]] = []
+        self._troubles = {"start": "starting"}
+        self._unready = settings.etcd is not None
+        self.cluster: Cluster | None = None
         self._log_all = settings.log_level == "debug"
         self._fail_safe = FAIL_SAFE[settings.on_error]
         self._repeats = Repeats()
-        self._storage = Storage(settings.state_dir)
+        self.storage = Storage(settings.state_dir)
         try:
-            self._clock = self._restore()
-            self._flusher = Flusher(self._storage, self.ledger, self._clock, self._storage_changed)
+            self.state = self.storage.load()
+            self.clock = Clock(self.state.moment)
+            self.ledger = (
+                Ledger() if settings.cluster is None else SharedLedger(Roster(settings.node, {0: ()}, 0, {}), Terms())
+            )
+            self._restore()
+            self._flusher = Flusher(self.storage, self.ledger, self.clock, self._storage_changed)
+            if isinstance(self.ledger, SharedLedger):
+                self.cluster = Cluster(settings, self.ledger, self.storage, self.clock, self._part_changed)
+                self._flusher.on_charged, self._flusher.alive_ms = self.cluster.charged, self.cluster.alive_ms
             self.policy = self._put_in_force(self._first_limits())
         except BaseException:
-            self._storage.close()
+            self.storage.close()
             raise
 
     def now_ms(self) -> int:
         """The ledger's clock."""
-        return self._clock.now_ms()
+        return self.clock.now_ms()
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def answer(self, data: bytes, client: str, reply: Reply) -> bytes | None:
-        """The reply to one policy request; or None, and `reply` is called with it when the disk has answered.
+        """The reply to one policy request; or None, and `reply` is called with it when disk or peers have answered.
 
         Raises ProtocolError.
         """
         request = self.parser.parse(data)
-        decision = self.policy.decide(request, self._clock.now_ms())
+        if self._unready:
+            return self._fail_safe
+        now_ms = self.clock.now_ms()
+        decision = self.policy.decide(request, now_ms)
         if decision is PERMIT and not self._log_all:
             return DUNNO
+        if decision.refused and self.cluster is not None and (wanted := self.cluster.wants(decision, now_ms)):
+            self._borrow(wanted, request, client, reply)
+            return None
+        return self._conclude(decision, request, client, reply)
+
+    def _borrow(self, wanted: Wanted, request: Request, client: str, reply: Reply) -> None:
+        """Decide again when peers have lent what lacks, or after the time that Postfix may wait for that."""
+        cluster = self.cluster
+        assert cluster is not None
+        until_ms = self.clock.now_ms() + cluster.settings.borrow_timeout_ms
+
+        def resume() -> None:
+            now_ms = self.clock.now_ms()
+            answer: bytes | None = self._fail_safe
+            try:
+                decision = self.policy.decide(request, now_ms)
+                if decision.refused and now_ms < until_ms and (still := cluster.wants(decision, now_ms)):
+                    cluster.wait(still, until_ms - now_ms, resume)
+                    return
+                answer = self._conclude(decision, request, client, reply)
+            except Exception as error:  # noqa: BLE001 - a bug must not leave Postfix without an answer
+                logs.failure("no decision", error)
+            if answer is not None:
+                reply(answer)
+
+        cluster.wait(wanted, cluster.settings.borrow_timeout_ms, resume)
+
+    def _conclude(self, decision: Decision, request: Request, client: str, reply: Reply) -> bytes | None:
+        """Log a decision and answer; after the disk has, if the charge has to be there first."""
         for reading in decision.exceeded:
             _log_exceeded(reading, decision, request, client)
         answer = f"action={decision.action}\n\n".encode()
@@ -110,12 +159,16 @@ class Node:
 
     async def reload(self) -> None:
         """Put the limits file into force. Raises ConfigError with all its problems; the limits stay as they were."""
+        if self.settings.etcd is not None:
+            return
         path = self.settings.limits
         text = await asyncio.to_thread(read_text, path)
         self.policy = self._put_in_force(await asyncio.to_thread(read_limits, text, str(path)))
-        await asyncio.to_thread(self._keep, text)
+        await asyncio.to_thread(keep, self._last_good, text)
 
     def _first_limits(self) -> list[Limit]:
+        if self.settings.etcd is not None:
+            return []
         try:
             text = read_text(self.settings.limits)
             limits = read_limits(text, str(self.settings.limits))
@@ -125,30 +178,30 @@ class Node:
             log_problems("limits refused", error)
             logs.event(logging.ERROR, "last good limits in force", file=self._last_good)
             return read_limits(read_text(self._last_good), str(self._last_good))
-        self._keep(text)
+        keep(self._last_good, text)
         return limits
+
+    def put_in_force(self, limits: list[Limit]) -> None:
+        """These limits hold from now on."""
+        self.policy = self._put_in_force(limits)
 
     def _put_in_force(self, limits: list[Limit]) -> Policy:
         policy = Policy(limits, self.ledger, self.settings.charge_at, self._repeats)
         self._flusher.forget(retired=self.ledger.retain(policy.ids))
-        self._overrides_end_s = policy.apply_overrides(time.time())
+        self._overrides_end_s = policy.apply_overrides(time.time(), self._changing)
         # The columns live as long as the limits: the garbage collector need not walk through them.
         gc.collect()
         gc.freeze()
         logs.event(logging.INFO, "limits in force", limits=",".join(limit.name for limit in limits))
         return policy
 
+    def _changing(self, id: MetersId) -> None:
+        if self.cluster is not None:
+            self.cluster.change(id)
+
     @property
     def _last_good(self) -> Path:
         return self.settings.state_dir / "limits.yaml"
-
-    def _keep(self, text: str) -> None:
-        draft = self._last_good.with_suffix(".new")
-        try:
-            draft.write_text(text, "utf-8")
-            os.replace(draft, self._last_good)
-        except OSError as error:
-            logs.event(logging.WARNING, "last good limits not kept", file=self._last_good, error=error)
 
     # --- usage --------------------------------------------------------------------------------------------------------
 
@@ -160,7 +213,10 @@ class Node:
             row = meters.keys.rows.get(key)
             if row is not None and limit in (None, id.limit) and (used := meters.usage(row, self.now_ms())):
                 forgotten.append((id, used))
-                resets += [(id, number, row) for number in meters.reset(row)]
+                numbers = meters.reset(row)
+                resets += [(id, number, row) for number in numbers]
+                for number in numbers:
+                    self._flusher.on_charged(meters, number, [row], [0])
         if not forgotten:
             return []
         stored = asyncio.get_running_loop().create_future()
@@ -177,37 +233,46 @@ class Node:
         logs.event(logging.INFO, "reset", key=key, limits=",".join(sorted({id.limit for id, _ in forgotten})))
         return forgotten
 
-    def _restore(self) -> Clock:
-        state = self._storage.load()
-        clock = Clock(state.moment)
-        now_ms = clock.now_ms()
+    def _restore(self) -> None:
+        """Take over what an earlier run left."""
+        state, ledger, now_ms = self.state, self.ledger, self.clock.now_ms()
         longest_ms = max((2 * id.window_ms for id in state.meters), default=0)
-        self.ledger.tolls_ms = [toll_ms for toll_ms in state.tolls_ms if now_ms - toll_ms < longest_ms]
+        ledger.tolls_ms = [toll_ms for toll_ms in state.tolls_ms if now_ms - toll_ms < longest_ms]
         if not state.clean:
-            self.ledger.tolls_ms.append(now_ms)
             logs.event(logging.WARNING, "unclean stop", assumed="what was not on the disk yet counts as used")
+            if self.settings.cluster is None:
+                ledger.tolls_ms.append(now_ms)
         for kind in {id.key for id in state.meters}:
-            self.ledger.keys(kind).restore(self._storage.names(kind))
+            ledger.keys(kind).restore(self.storage.names(kind))
         for id in state.meters:
-            meters = self.ledger.restore(id)
-            meters.restore(self._storage.amounts(id, meters.oldest(now_ms)))
-        self.ledger.tidy()
-        return clock
+            meters = ledger.restore(id)
+            meters.restore(self.storage.amounts(id, meters.oldest(now_ms)))
+        ledger.tidy()
 
     # --- running ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Flush and tidy up until `stop`. Raises StorageError if the last flush fails."""
         tidying = asyncio.create_task(self._tidy())
+        sharing = asyncio.create_task(self.cluster.run()) if self.cluster is not None else None
         try:
             await self._flusher.run()
         finally:
             tidying.cancel()
-            self._storage.close()
+            if sharing is not None and self.cluster is not None:
+                sharing.cancel()
+                await self.cluster.stop()
+            self.storage.close()
 
     def stop(self) -> None:
         """Let `run` end with everything stored. Nothing may be asked any more."""
         self._flusher.stop()
+
+    def set_trouble(self, what: str, reason: str) -> None:
+        """Something that answering Postfix needs is not there, and why; or is there again ("")."""
+        self._troubles[what] = reason
+        self._unready = bool(self._troubles.get("limits")) or (self.cluster is not None and self.cluster.rights is None)
+        self.set_health("policy", "; ".join(filter(None, self._troubles.values())))
 
     def set_health(self, part: str, reason: str) -> None:
         """A part serves (""), or does not, and why."""
@@ -219,15 +284,33 @@ class Node:
         while True:
             more = self.ledger.expire(self.now_ms(), EXPIRE_ENTRIES_MAX)
             if time.time() >= self._overrides_end_s:
-                self._overrides_end_s = self.policy.apply_overrides(time.time())
+                self._overrides_end_s = self.policy.apply_overrides(time.time(), self._changing)
             await asyncio.sleep(EXPIRE_PAUSE_S if more else TIDY_INTERVAL_S)
 
+    def _part_changed(self, part: str, reason: str) -> None:
+        if part == "storage":
+            self._storage_changed(reason)
+        else:
+            self.set_health(part, reason)
+
     def _storage_changed(self, reason: str) -> None:
+        if bool(reason) == bool(self.health["storage"]):
+            return
         if reason:
             logs.event(logging.ERROR, "storage fails", reason=reason, answer=self.settings.on_error)
         else:
             logs.event(logging.INFO, "storage works again")
         self.set_health("storage", reason)
+
+
+def keep(path: Path, text: str) -> None:
+    """Keep limits for a start without their source; a file that is there is replaced as a whole."""
+    draft = path.with_suffix(".new")
+    try:
+        draft.write_text(text, "utf-8")
+        os.replace(draft, path)
+    except OSError as error:
+        logs.event(logging.WARNING, "last good limits not kept", file=path, error=error)
 
 
 def log_problems(name: str, error: ConfigError) -> None:

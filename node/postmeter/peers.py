@@ -1,6 +1,6 @@
 """The port where other nodes reach this one, and the links to them; what is said is up to a `Handler` (link.py).
 
-    peers = Peers(settings, incarnation, handler)
+    peers = Peers(settings, node, incarnation, handler)
     await peers.start()                          raises ConfigError
     peers.set_peers({"mx2": "192.0.2.2:10044"})  whom there is to speak to, whenever that changes
     peers.send("mx2", messages)                  soon; may be lost
@@ -33,6 +33,7 @@ import grpc
 from postmeter import logs
 from postmeter.certificates import CertificateFiles
 from postmeter.core.effects import Message
+from postmeter.core.identity import machine_of
 from postmeter.defaults import (
     ANSWERS_MAX,
     CERTIFICATES_INTERVAL_S,
@@ -95,14 +96,14 @@ _CLIENT: Options = [
 class Peers:
     """To be used from one event loop. `server` may be given other services before the start."""
 
-    def __init__(self, settings: Settings, incarnation: int, handler: Handler, cluster: str = "") -> None:
-        """Raises ConfigError if the certificates are wrong. `cluster` tells clusters apart, if it is known."""
+    def __init__(self, settings: Settings, node: str, incarnation: int, handler: Handler, cluster: str = "") -> None:
+        """As this node. Raises ConfigError if the certificates are wrong. `cluster` tells clusters apart, if known."""
         assert settings.cluster
         self.port = 0
-        self._node = settings.node
+        self._node = node
         self._settings = settings.cluster
         self._handler = handler
-        self._speaker = Speaker(settings.node, incarnation, cluster)
+        self._speaker = Speaker(node, incarnation, cluster)
         self._files = CertificateFiles(settings.cluster, settings.node) if settings.cluster.ca else None
         self._links: dict[str, Link] = {}
         self._answering: Counter[str] = Counter()
@@ -236,7 +237,7 @@ class Peers:
 
     def _admit(self, head: Head, names: list[str]) -> None:
         """Raises PeerError if the sender is not who it says, or not to be heard now."""
-        if self._files is not None and head.sender not in names:
+        if self._files is not None and machine_of(head.sender) not in names:
             named = ", ".join(names) or "nobody"
             raise PeerError(f"the certificate names {named}, not {head.sender}")
         refusal = self._handler.refusal(head.sender)
@@ -289,7 +290,7 @@ class Peers:
             return grpc.aio.insecure_channel(address, options=_CLIENT)
         current = self._files.current
         credentials = grpc.ssl_channel_credentials(current.ca, current.key, current.chain)
-        options: Options = [*_CLIENT, ("grpc.ssl_target_name_override", node)]
+        options: Options = [*_CLIENT, ("grpc.ssl_target_name_override", machine_of(node))]
         return grpc.aio.secure_channel(address, credentials, options=options)
 
 

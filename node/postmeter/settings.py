@@ -47,7 +47,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Literal, get_args
 
-from postmeter.core.identity import is_node_name
+from postmeter.core.identity import is_machine_name
 from postmeter.core.rule import ChargeAt
 from postmeter.defaults import (
     BORROW_TIMEOUT_MS,
@@ -138,7 +138,7 @@ class ClusterSettings:
 def host_name() -> str:
     """What this host is called, up to the first dot; "" if no node may be called so."""
     name = socket.gethostname().partition(".")[0].lower()
-    return name if is_node_name(name) else ""
+    return name if is_machine_name(name) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +387,7 @@ def _address(node: Node) -> str:
 def _node_name(node: Node) -> str:
     right = "write a host's name in lower case, such as mx1 or mx1.example.com"
     text = scalar(node, right)
-    if not is_node_name(text):
+    if not is_machine_name(text):
         raise RefusedError(f"{quote(text)} is no name of a node", right)
     return text
 

@@ -1,8 +1,10 @@
 """The state directory: usage in SQLite, one agent at a time, and what is needed to go on after a stop of any kind.
 
     DIR/lock           held (flock) while an agent runs
-    DIR/state.sqlite   usage by meters, slice and row; the keys of the rows; the clock; whether the last stop was clean
-    DIR/limits.yaml    the last good limits, for a start while the limits file is wrong
+    DIR/state.sqlite   usage by meters, slice and row; the keys of the rows; the clock; whether the last stop was clean;
+                       in a cluster who this node is, and its records of rights
+    DIR/limits.yaml    the last good limits, for a start while the limits file is wrong or etcd is away
+    DIR/cluster.yaml   the last roster that was seen, for a start while etcd is away
 
 Usage is a log: a flush appends what has changed, in portions with the sums of a slice by row, and the last word
 on a row holds. That costs little however many keys there are, and the interpreter is free meanwhile. When a
@@ -20,16 +22,19 @@ import json
 import os
 import sqlite3
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from postmeter.core.identity import Identity
 from postmeter.core.meters import MetersId
 from postmeter.defaults import FORGET_PARTS_MAX
 from postmeter.errors import StorageError
 
-_VERSION = 1
+_VERSION = 2
+_RECORDS = "CREATE TABLE records (place TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;"
 _SCHEMA = f"""
 CREATE TABLE node (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE meters (
@@ -38,6 +43,7 @@ CREATE TABLE meters (
 CREATE TABLE keys (kind TEXT NOT NULL, row INTEGER NOT NULL, name TEXT, PRIMARY KEY (kind, row)) WITHOUT ROWID;
 CREATE TABLE usage (id INTEGER PRIMARY KEY, meters INTEGER NOT NULL, slice INTEGER NOT NULL, amounts BLOB NOT NULL);
 CREATE INDEX usage_by_slice ON usage (meters, slice);
+{_RECORDS}
 PRAGMA user_version = {_VERSION};
 """
 _NAME = """
@@ -67,7 +73,7 @@ class Flush:
 
     `names` are (kind of key, JSON of row -> key) of rows that belong to another key than before, or to none.
     What was stored of a slice in `replaced` is forgotten; `oldest` are the oldest slices that still count; `retired`
-    meters are forgotten as a whole.
+    meters are forgotten as a whole. `alive_ms` is now if the node is confirmed in the roster, else None.
     """
 
     moment: Moment
@@ -78,23 +84,30 @@ class Flush:
     replaced: list[tuple[MetersId, int]] = field(default_factory=list)
     amounts: list[tuple[MetersId, int, bytes]] = field(default_factory=list)
     oldest: list[tuple[MetersId, int]] = field(default_factory=list)
+    alive_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What an earlier run left. `moment` is None in a new directory."""
+    """What an earlier run left. `moment` is None in a new directory, `identity` where it was in no cluster.
+
+    `alive_ms` is when it was last known to run while it was confirmed in the roster.
+    """
 
     moment: Moment | None
     clean: bool
     tolls_ms: list[int]
     meters: list[MetersId]
+    identity: Identity | None = None
+    alive_ms: int = 0
 
 
 class Storage:
-    """The state directory of this agent, locked. All methods but the constructor may run in another thread."""
+    """The state directory of this agent, locked. While several write, all do so in `thread`, one after the other."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.thread = ThreadPoolExecutor(1, "storage")
         self._forgotten: dict[int, int] = {}
         with self._errors("cannot use the state directory"), ExitStack() as undo:
             directory.mkdir(parents=True, exist_ok=True, mode=0o750)
@@ -126,6 +139,8 @@ class Storage:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version == 0:
             self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        elif version == 1:
+            self._db.executescript(f"BEGIN; {_RECORDS} PRAGMA user_version = {_VERSION}; COMMIT;")
         elif version != _VERSION:
             raise StorageError(
                 f"{self.directory}: the state is of version {version}, this agent reads version {_VERSION};"
@@ -139,7 +154,13 @@ class Storage:
         if "ledger_ms" not in node:
             return State(None, True, [], [])
         moment = Moment(node["ledger_ms"], node["wall_ms"], node["boot_id"], node["offset_ms"])
-        return State(moment, bool(node["clean"]), json.loads(node["tolls_ms"]), list(self._ids))
+        identity = None
+        if "incarnation" in node:
+            identity = Identity(node["node"], node["incarnation"], moment.ledger_ms, node["machine"], node["directory"])
+        tolls_ms = json.loads(node.get("tolls_ms", "[]"))
+        return State(
+            moment, bool(node.get("clean", True)), tolls_ms, list(self._ids), identity, node.get("alive_ms", 0)
+        )
 
     def names(self, kind: str) -> Iterator[tuple[int, str]]:
         """(row, key) of a kind of key."""
@@ -153,12 +174,47 @@ class Storage:
             for slice, amounts in self._db.execute(query, (self._ids[id], oldest)):
                 yield slice, _unpacked(amounts)
 
+    def records(self) -> Iterator[tuple[str, bytes]]:
+        """(place, record) of the records of rights."""
+        with self._errors("cannot read"):
+            yield from self._db.execute("SELECT place, record FROM records")
+
+    def begin(self, identity: Identity, moment: Moment, anew: bool) -> None:
+        """Begin a run as a node; `anew`: without the records of an earlier one. Raises StorageError."""
+        with self._transaction():
+            self._set(
+                moment,
+                node=identity.node,
+                incarnation=identity.incarnation,
+                machine=identity.machine,
+                directory=identity.directory,
+            )
+            if anew:
+                self._db.execute("DELETE FROM records")
+
+    def write_records(
+        self, puts: Iterable[tuple[str, bytes | None]], moment: Moment, alive_ms: int | None = None
+    ) -> None:
+        """Store records (None: forget), and make sure that they are on the disk. Raises StorageError."""
+        with self._transaction():
+            self._set(moment, alive_ms=alive_ms)
+            for place, record in puts:
+                if record is None:
+                    self._db.execute("DELETE FROM records WHERE place = ?", (place,))
+                else:
+                    self._db.execute("INSERT OR REPLACE INTO records (place, record) VALUES (?, ?)", (place, record))
+
     def write(self, flush: Flush) -> None:
         """Store a flush as a whole, and make sure that it is on the disk. Raises StorageError."""
+        with self._transaction():
+            self._write(flush)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
         with self._errors("cannot write"):
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._write(flush)
+                yield
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
@@ -166,17 +222,19 @@ class Storage:
                 self._ids = self._stored_ids()
                 raise
 
+    def _set(self, moment: Moment, **values: str | int | None) -> None:
+        values |= {
+            "ledger_ms": moment.ledger_ms,
+            "wall_ms": moment.wall_ms,
+            "boot_id": moment.boot_id,
+            "offset_ms": moment.offset_ms,
+        }
+        given = json.dumps({name: value for name, value in values.items() if value is not None})
+        self._db.execute("INSERT OR REPLACE INTO node SELECT key, atom FROM json_each(?)", (given,))
+
     def _write(self, flush: Flush) -> None:
         run = self._db.execute
-        values = {
-            "ledger_ms": flush.moment.ledger_ms,
-            "wall_ms": flush.moment.wall_ms,
-            "boot_id": flush.moment.boot_id,
-            "offset_ms": flush.moment.offset_ms,
-            "clean": int(flush.clean),
-            "tolls_ms": json.dumps(flush.tolls_ms),
-        }
-        run("INSERT OR REPLACE INTO node SELECT key, atom FROM json_each(?)", (json.dumps(values),))
+        self._set(flush.moment, clean=int(flush.clean), tolls_ms=json.dumps(flush.tolls_ms), alive_ms=flush.alive_ms)
         for id in flush.retired:
             number = self._ids.pop(id, None)
             run("DELETE FROM usage WHERE meters = ?", (number,))
@@ -214,6 +272,7 @@ class Storage:
 
     def close(self) -> None:
         """Release the directory."""
+        self.thread.shutdown()
         self._db.close()
         os.close(self._lock)
 

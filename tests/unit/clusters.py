@@ -151,7 +151,7 @@ class Nodes:
     async def add(self, name: str, listen: str = "127.0.0.1:0", directory: Path | None = None, **given: str) -> Member:
         """Start a node."""
         handler = Heard()
-        peers = Peers(self.settings(name, listen, directory), 7, handler, **given)
+        peers = Peers(self.settings(name, listen, directory), name, 7, handler, **given)
         await peers.start()
         # It begins to wait for the next exchange while it has no peers.
         await asyncio.sleep(0)

@@ -127,7 +127,7 @@ class Bench:
                 await self.stop()
         finally:
             self.running.cancel()
-            self.flusher._thread.shutdown()
+            self.storage.thread.shutdown()
             self.disk.close()
             self.storage.close()
 
@@ -186,7 +186,7 @@ def test_charged_while_the_disk_writes(play: Play) -> None:
     async def story(bench: Bench) -> None:
         bench.disk.hang()
         bench.hold("alice")
-        await eventually(lambda: bench.flusher._thread._work_queue.empty())
+        await eventually(lambda: bench.storage.thread._work_queue.empty())
         bench.hold("bob")
         bench.charge("alice")
         bench.disk.mend()

@@ -92,7 +92,7 @@ async def running(settings: Settings, kill: bool = False) -> AsyncIterator[Node]
             yield node
     finally:
         if kill:
-            node._flusher._thread.shutdown()
+            node.storage.thread.shutdown()
             while not task.done():  # Python 3.11's wait_for may swallow one
                 task.cancel()
                 await asyncio.wait({task}, timeout=0.01)
@@ -104,7 +104,7 @@ async def running(settings: Settings, kill: bool = False) -> AsyncIterator[Node]
 @contextmanager
 def disk_of(node: Node) -> Iterator[Disk]:
     """The disk below a node, mended at the end."""
-    disk = Disk(node._storage)
+    disk = Disk(node.storage)
     try:
         yield disk
     finally:
@@ -196,7 +196,7 @@ def test_a_crash_costs_a_twentieth_for_one_window(tmp_path: Path) -> None:
                 assert DUNNO == await ask(node, recipient_count=95 - used(node))
                 refusal = await ask(node)
                 assert b"100 of 100 recipients" in refusal
-                node._clock._offset_ms += HOUR_MS + HOUR_MS // 60
+                node.clock._offset_ms += HOUR_MS + HOUR_MS // 60
                 assert (0, 100) == (used(node), allowance(node))
         assert 1 == len(log.of("unclean stop"))
 
@@ -323,7 +323,7 @@ class Machine:
     def start(self) -> None:
         """Start the node, on a disk that works."""
         self.node = Node(self.settings)
-        self.disk = Disk(self.node._storage)
+        self.disk = Disk(self.node.storage)
         self.broken = False
 
     async def do(self, what: str, who: str, amount: int, passed_ms: int) -> None:
@@ -403,8 +403,7 @@ class Machine:
 
     async def crash(self, *_: object) -> None:
         """Kill -9, and a start."""
-        self.node._flusher._thread.shutdown()
-        self.node._storage.close()
+        self.node.storage.close()
         self._end()
         self.start()
 
@@ -443,7 +442,7 @@ def test_never_one_too_many_and_a_crash_costs_at_most_k(
                 await machine.do(*step)
         finally:
             machine.disk.close()
-            machine.node._storage.close()
+            machine.node.storage.close()
 
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir=memory) as directory:
@@ -533,7 +532,7 @@ def test_what_was_taken_back_is_taken_back_on_the_disk(tmp_path: Path, fast: Fas
             with disk_of(node) as disk:
                 disk.hang()
                 asked = Asked(node, recipient_count=50)
-                node._clock._offset_ms += passed_ms
+                node.clock._offset_ms += passed_ms
                 assert (Asked(node, recipient_count=101).reply or b"").startswith(b"action=550 5.7.1 ")
                 assert FAIL_SAFE["defer"] == await asked.answer()
                 disk.mend()
@@ -617,7 +616,7 @@ def test_a_stop_with_a_failing_disk_is_an_unclean_one(tmp_path: Path, fast: Fast
             async with running(given) as node:
                 await ask(node, recipient_count=10)
                 assert Asked(node).at_once
-                Disk(node._storage).fail()
+                Disk(node.storage).fail()
 
         with pytest.raises(StorageError, match="cannot write"):
             await stop_in_trouble()

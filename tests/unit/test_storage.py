@@ -270,7 +270,7 @@ def test_state_of_another_version_is_refused(directory: Path) -> None:
     Storage(directory).close()
     with closing(sqlite3.connect(directory / "state.sqlite")) as db:
         db.execute("PRAGMA user_version = 7")
-    with pytest.raises(StorageError, match="the state is of version 7, this agent reads version 1; run the version"):
+    with pytest.raises(StorageError, match="the state is of version 7, this agent reads version 2; run the version"):
         Storage(directory)
     with closing(sqlite3.connect(directory / "state.sqlite")) as db:
         assert (7,) == db.execute("PRAGMA user_version").fetchone()

@@ -18,10 +18,10 @@ import sys
 from collections.abc import Sequence
 
 from postmeter import __version__
-from postmeter.cli import agent, ask, certs, health, lint, reload, reset, show, top
+from postmeter.cli import agent, ask, certs, health, lint, node, nodes, reload, reset, show, top
 from postmeter.errors import AgentError, ConfigError, PostmeterError
 
-_COMMANDS = (agent, lint, health, ask, show, top, reset, reload, certs)
+_COMMANDS = (agent, lint, health, ask, show, top, nodes, node, reset, reload, certs)
 
 _WRONG, _FAILED, _BUG, _INTERRUPTED, _UNREAD = 2, 3, 70, 130, 141
 

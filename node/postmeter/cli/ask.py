@@ -105,9 +105,23 @@ def _explain(reply: pb.AskResponse) -> None:
     print()
     if rows:
         print("\n".join(table(("LIMIT", "PER", "KEY", ">COSTS", *USAGE_COLUMNS, "ACCEPTED"), rows)))
+    shares = [_share(reading.meter) for limit in reply.limits for reading in limit.readings if _has_share(reading)]
+    if shares:
+        print("\nof these, at this node:")
+        print("\n".join(table(("LIMIT", "PER", "KEY", ">BASE", ">LENT", ">BORROWED", ">USED", ">LEFT"), shares)))
     for limit in reply.limits:
         if limit.why_not:
             print(f"{limit.limit}: does not apply: {limit.why_not}")
+
+
+def _has_share(reading: pb.Reading) -> bool:
+    return reading.meter.HasField("share")
+
+
+def _share(meter: pb.Meter) -> list[str]:
+    share = meter.share
+    amounts = (share.base, share.lent, share.borrowed, share.used, share.left)
+    return [meter.limit, window_text(meter), key_text(meter.key), *(amount_text(meter.count, each) for each in amounts)]
 
 
 def _cells(limit: pb.Explanation, reading: pb.Reading) -> list[str]:
@@ -116,6 +130,8 @@ def _cells(limit: pb.Explanation, reading: pb.Reading) -> list[str]:
         accepted = "never"
     else:
         accepted = f"in {duration_text(reading.wait_ms)}" if reading.wait_ms else "now"
+    if reading.borrows:
+        accepted = "if other nodes lend"
     if limit.shadow:
         accepted += " (in shadow: only logged)"
     cost = amount_text(meter.count, reading.amount)

@@ -73,6 +73,15 @@ class Client:
         """Read the limits again."""
         return self._call("Reload", self._pb.ReloadRequest(), self._pb.ReloadResponse)
 
+    def nodes(self) -> pb.NodesResponse:
+        """Who is in the cluster."""
+        return self._call("Nodes", self._pb.NodesRequest(), self._pb.NodesResponse)
+
+    def change_roster(self, change: str, node: str) -> pb.ChangeRosterResponse:
+        """Let a node join, be drained or be removed; "" for the one that is asked."""
+        request = self._pb.ChangeRosterRequest(change=f"CHANGE_{change.upper()}", node=node)
+        return self._call("ChangeRoster", request, self._pb.ChangeRosterResponse)
+
     def serving(self, wait_s: float) -> bool:
         """Whether the agent serves, as soon as it does within `wait_s`."""
         import grpc

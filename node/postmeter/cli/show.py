@@ -1,7 +1,8 @@
 """show: what a key has used on every limit, and when.
 
 Shows every limit that counts the key: what it has used of each window, and a bar that tells when. A key is what a
-limit counts by: a login, a domain, a sender, a client address or its network.
+limit counts by: a login, a domain, a sender, a client address or its network. In a cluster the figures are of all
+nodes, as far as they were heard of, and the part of each is shown.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ from postmeter.cli.output import (
     window_text,
 )
 from postmeter.core.answer import amount_text
+from postmeter.core.limits import duration_text
+from postmeter.defaults import FRESH_MS
 
 if TYPE_CHECKING:
     from postmeter.cli.command import Commands
+    from postmeter.v1 import control_pb2 as pb
 
 
 def add(commands: Commands) -> None:
@@ -65,11 +69,21 @@ def run(args: argparse.Namespace) -> int:
     print(heading)
     for usage, line in zip(reply.usages, lines, strict=True):
         print(line)
-        print(f"  {window_text(usage.meter)} ago |{bar(usage.slices)}| now")
+        print(f"  {window_text(usage.meter)} ago |{bar(usage.slices)}| now{' (here)' if usage.parts else ''}")
+        if usage.parts:
+            print("  " + ", ".join(_part(usage.meter.count, part) for part in usage.parts))
         if usage.meter.assumed:
             assumed = amount_text(usage.meter.count, usage.meter.assumed)
             print(f"  {assumed} of these are assumed, because the agent did not stop cleanly")
     return 0
+
+
+def _part(count: str, part: pb.Part) -> str:
+    """What one node has used, and how old that is if it is not of now."""
+    used = f"{part.node} {amount_text(count, part.used)}"
+    if not part.HasField("age_ms"):
+        return f"{used} (or more)"
+    return used if part.age_ms < FRESH_MS else f"{used} ({duration_text(part.age_ms)} ago)"
 
 
 def print_unknown(key: str, nearest: Sequence[bytes]) -> None:

@@ -94,7 +94,8 @@ class Override:
 class Limit:
     """A named rule. `windows` maps the length in ms to `max`; `exempt` are lists of conditions that must all hold.
 
-    `action` is one of ACTIONS or an access(5) action that is sent as it is, placeholders filled in.
+    `action` is one of ACTIONS or an access(5) action that is sent as it is, placeholders filled in. `overdraft` is the
+    part of its base share that a node may exceed its allowance by while it reaches none of its peers: 0 to 1.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Limit:
     action: str = "defer"
     text: str = TEXT
     shadow: bool = False
+    overdraft: float = 0.0
     overrides: Mapping[str, Override] = field(default_factory=dict)
     line: int = field(default=0, compare=False)
 

@@ -226,11 +226,18 @@ class Meters:
         """What the key may use in a window: `max`, or its override."""
         return self.overrides.get(key, self.max) if self.overrides else self.max
 
+    def toll(self, key: str) -> int:
+        """What is assumed to be used because of unclean stops within the window: as much as could have been lost."""
+        return len(self._tolls_ms) * unflushed_max(self.max_of(key))
+
     def allowance(self, key: str, now_ms: int) -> int:
-        """What usage may rise to: `max_of`, less what is assumed used after unclean stops within the window."""
+        """What usage may rise to: `max_of`, less the toll."""
         self.advance(now_ms)
-        top = self.max_of(key)
-        return top - len(self._tolls_ms) * unflushed_max(top)
+        return self.max_of(key) - self.toll(key)
+
+    def counted(self, key: str, row: int | None, now_ms: int) -> int:
+        """What counts as used within the window, as it is shown to people."""
+        return self.usage(row, now_ms) + self.toll(key)
 
     def usage(self, row: int | None, now_ms: int) -> int:
         """Used within the window, exactly; no row, no usage."""

@@ -15,7 +15,7 @@ carries it, and the caller answers after a flush, or calls `undo` and answers wi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from postmeter.core.limits import Limit
 from postmeter.core.meters import Ledger, Meters, MetersId
 from postmeter.core.request import STAGES, Layout, Request, attribute, number
 from postmeter.core.rule import ChargeAt, Reading, Rule, mark, once_mark
+from postmeter.core.shared import SharedMeters
 from postmeter.defaults import REPEATS_MAX
 
 _stage = attribute("protocol_state")
@@ -95,20 +96,26 @@ class Policy:
         """What the limits count."""
         return {meters.id for rule in self._rules for meters in rule.meters}
 
-    def apply_overrides(self, wall_s: float) -> float:
+    def apply_overrides(self, wall_s: float, changing: Callable[[MetersId], object] = lambda _: None) -> float:
         """Put `max` and the overrides that are in force at this time (seconds since 1970) into the meters.
 
-        Returns when it is to be called again: when the next override ends, or infinity.
+        `changing` is called before they are changed for some meters. Returns when this is to be called again: when the
+        next override ends, or infinity.
         """
         ends = [o.until_s for limit in self.limits for o in limit.overrides.values() if o.until_s is not None]
         for rule in self._rules:
             for meters in rule.meters:
                 window_ms, overrides = meters.id.window_ms, rule.limit.overrides.items()
                 in_force = {key: o.max for key, o in overrides if o.until_s is None or wall_s < o.until_s}
-                meters.set_max(
-                    rule.limit.windows[window_ms],
-                    {key: max[window_ms] for key, max in in_force.items() if window_ms in max},
-                )
+                max, of_keys = rule.limit.windows[window_ms], {}
+                for key, by_window in in_force.items():
+                    if window_ms in by_window:
+                        of_keys[key] = by_window[window_ms]
+                if (max, of_keys) != (meters.max, meters.overrides):
+                    changing(meters.id)
+                    meters.set_max(max, of_keys)
+                if isinstance(meters, SharedMeters):
+                    meters.overdraft = rule.limit.overdraft
         return min((end for end in ends if end > wall_s), default=inf)
 
     def decide(self, request: Request, now_ms: int) -> Decision:

@@ -143,7 +143,7 @@ class Rule:
             limit=self.limit,
             meters=meters,
             key=key,
-            used=meters.max_of(key) - meters.allowance(key, now_ms) + meters.usage(row, now_ms),
+            used=meters.counted(key, row, now_ms),
             max=meters.max_of(key),
             amount=amount,
             wait_ms=meters.wait_ms(key, row, amount, now_ms),

@@ -155,7 +155,7 @@ class SharedMeters(Meters):
         return ceiling
 
     def toll(self, key: str) -> int:
-        """What is assumed to be used because of unclean stops within the window: as much as could have been lost.
+        """What is assumed to be used because of unclean stops within the window.
 
         Today's share in the newest generation will do, which is no less than the base: while a toll counts, nobody's
         share rises because this node's has fallen.
@@ -206,6 +206,10 @@ class SharedMeters(Meters):
         used = super().usage(row, now_ms)
         return used - self.moved.get(row, 0) if row is not None else used
 
+    def counted(self, key: str, row: int | None, now_ms: int) -> int:
+        """What counts as used in the whole cluster, as far as this node has heard."""
+        return max(super().counted(key, row, now_ms), self.ledger.total_seen(self.id, key))
+
     def wait_ms(self, key: str, row: int | None, amount: int, now_ms: int) -> int | None:
         """How long until `amount` could be charged if nobody lends anything: 0 if now, None if that cannot be told."""
         excess = self.usage(row, now_ms) + amount - self.allowance(key, now_ms)
@@ -239,6 +243,7 @@ class SharedLedger(Ledger):
 
     `spends` is False while this node must admit nothing on limited meters: it is not in the roster, or does not know.
     `isolated` is set by whoever talks to the peers: none of them can be reached. `opened` is called with new meters.
+    `total_seen` tells what all nodes have used of a meter, as far as is known; it is shown, and no cap depends on it.
     """
 
     def __init__(self, roster: Roster, terms: Terms, keys_max: int = KEYS_MAX) -> None:
@@ -248,6 +253,7 @@ class SharedLedger(Ledger):
         self.isolated = False
         self.spends = False
         self.opened: Callable[[SharedMeters], None] = lambda meters: None
+        self.total_seen: Callable[[MetersId, str], int] = lambda _, key: 0
 
     def keys(self, key: str) -> Keys:
         """The rows for a kind of key."""

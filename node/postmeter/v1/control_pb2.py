@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apostmeter/v1/control.proto\x12\x0cpostmeter.v1\"\x9a\x01\n\x05Meter\x12\r\n\x05limit\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05\x63ount\x18\x03 \x01(\t\x12\x11\n\twindow_ms\x18\x04 \x01(\x03\x12\x0c\n\x04used\x18\x05 \x01(\x03\x12\x0f\n\x07\x61ssumed\x18\x06 \x01(\x03\x12\x10\n\x03max\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\x04left\x18\x08 \x01(\x03H\x01\x88\x01\x01\x42\x06\n\x04_maxB\x07\n\x05_left\"\x1d\n\nAskRequest\x12\x0f\n\x07request\x18\x01 \x01(\x0c\"k\n\x0b\x41skResponse\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0f\n\x07refused\x18\x02 \x01(\x08\x12)\n\x06limits\x18\x03 \x03(\x0b\x32\x19.postmeter.v1.Explanation\x12\x10\n\x08troubles\x18\x04 \x03(\t\"f\n\x0b\x45xplanation\x12\r\n\x05limit\x18\x01 \x01(\t\x12\x0f\n\x07why_not\x18\x02 \x01(\t\x12\x0e\n\x06shadow\x18\x03 \x01(\x08\x12\'\n\x08readings\x18\x04 \x03(\x0b\x32\x15.postmeter.v1.Reading\"_\n\x07Reading\x12\"\n\x05meter\x18\x01 \x01(\x0b\x32\x13.postmeter.v1.Meter\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x03\x12\x14\n\x07wait_ms\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_wait_ms\"\x1a\n\x0bShowRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\"D\n\x0cShowResponse\x12#\n\x06usages\x18\x01 \x03(\x0b\x32\x13.postmeter.v1.Usage\x12\x0f\n\x07nearest\x18\x02 \x03(\x0c\"M\n\x05Usage\x12\"\n\x05meter\x18\x01 \x01(\x0b\x32\x13.postmeter.v1.Meter\x12\x10\n\x08slice_ms\x18\x02 \x01(\x03\x12\x0e\n\x06slices\x18\x03 \x03(\x03\")\n\nTopRequest\x12\r\n\x05limit\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\r\"6\n\x0bTopResponse\x12\'\n\x08rankings\x18\x01 \x03(\x0b\x32\x15.postmeter.v1.Ranking\"_\n\x07Ranking\x12\r\n\x05limit\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\t\x12\x11\n\twindow_ms\x18\x03 \x01(\x03\x12#\n\x06meters\x18\x04 \x03(\x0b\x32\x13.postmeter.v1.Meter\"*\n\x0cResetRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05limit\x18\x02 \x01(\t\"L\n\rResetResponse\x12*\n\tforgotten\x18\x01 \x03(\x0b\x32\x17.postmeter.v1.Forgotten\x12\x0f\n\x07nearest\x18\x02 \x03(\x0c\"W\n\tForgotten\x12\r\n\x05limit\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05\x63ount\x18\x03 \x01(\t\x12\x11\n\twindow_ms\x18\x04 \x01(\x03\x12\x0c\n\x04used\x18\x05 \x01(\x03\"\x0f\n\rReloadRequest\"2\n\x0eReloadResponse\x12\x10\n\x08problems\x18\x01 \x03(\t\x12\x0e\n\x06limits\x18\x02 \x01(\r2\xc7\x02\n\x07\x43ontrol\x12:\n\x03\x41sk\x12\x18.postmeter.v1.AskRequest\x1a\x19.postmeter.v1.AskResponse\x12=\n\x04Show\x12\x19.postmeter.v1.ShowRequest\x1a\x1a.postmeter.v1.ShowResponse\x12:\n\x03Top\x12\x18.postmeter.v1.TopRequest\x1a\x19.postmeter.v1.TopResponse\x12@\n\x05Reset\x12\x1a.postmeter.v1.ResetRequest\x1a\x1b.postmeter.v1.ResetResponse\x12\x43\n\x06Reload\x12\x1b.postmeter.v1.ReloadRequest\x1a\x1c.postmeter.v1.ReloadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apostmeter/v1/control.proto\x12\x0cpostmeter.v1\"\xbe\x01\n\x05Meter\x12\r\n\x05limit\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05\x63ount\x18\x03 \x01(\t\x12\x11\n\twindow_ms\x18\x04 \x01(\x03\x12\x0c\n\x04used\x18\x05 \x01(\x03\x12\x0f\n\x07\x61ssumed\x18\x06 \x01(\x03\x12\x10\n\x03max\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\x04left\x18\x08 \x01(\x03H\x01\x88\x01\x01\x12\"\n\x05share\x18\t \x01(\x0b\x32\x13.postmeter.v1.ShareB\x06\n\x04_maxB\x07\n\x05_left\"Q\n\x05Share\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\x03\x12\x0c\n\x04lent\x18\x02 \x01(\x03\x12\x10\n\x08\x62orrowed\x18\x03 \x01(\x03\x12\x0c\n\x04used\x18\x04 \x01(\x03\x12\x0c\n\x04left\x18\x05 \x01(\x03\"B\n\x04Part\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04used\x18\x02 \x01(\x03\x12\x13\n\x06\x61ge_ms\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\t\n\x07_age_ms\"\x1d\n\nAskRequest\x12\x0f\n\x07request\x18\x01 \x01(\x0c\"k\n\x0b\x41skResponse\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0f\n\x07refused\x18\x02 \x01(\x08\x12)\n\x06limits\x18\x03 \x03(\x0b\x32\x19.postmeter.v1.Explanation\x12\x10\n\x08troubles\x18\x04 \x03(\t\"f\n\x0b\x45xplanation\x12\r\n\x05limit\x18\x01 \x01(\t\x12\x0f\n\x07why_not\x18\x02 \x01(\t\x12\x0e\n\x06shadow\x18\x03 \x01(\x08\x12\'\n\x08readings\x18\x04 \x03(\x0b\x32\x15.postmeter.v1.Reading\"p\n\x07Reading\x12\"\n\x05meter\x18\x01 \x01(\x0b\x32\x13.postmeter.v1.Meter\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x03\x12\x14\n\x07wait_ms\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07\x62orrows\x18\x04 \x01(\x08\x42\n\n\x08_wait_ms\"\x1a\n\x0bShowRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\"D\n\x0cShowResponse\x12#\n\x06usages\x18\x01 \x03(\x0b\x32\x13.postmeter.v1.Usage\x12\x0f\n\x07nearest\x18\x02 \x03(\x0c\"p\n\x05Usage\x12\"\n\x05meter\x18\x01 \x01(\x0b\x32\x13.postmeter.v1.Meter\x12\x10\n\x08slice_ms\x18\x02 \x01(\x03\x12\x0e\n\x06slices\x18\x03 \x03(\x03\x12!\n\x05parts\x18\x04 \x03(\x0b\x32\x12.postmeter.v1.Part\")\n\nTopRequest\x12\r\n\x05limit\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\r\"6\n\x0bTopResponse\x12\'\n\x08rankings\x18\x01 \x03(\x0b\x32\x15.postmeter.v1.Ranking\"_\n\x07Ranking\x12\r\n\x05limit\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\t\x12\x11\n\twindow_ms\x18\x03 \x01(\x03\x12#\n\x06meters\x18\x04 \x03(\x0b\x32\x13.postmeter.v1.Meter\"*\n\x0cResetRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05limit\x18\x02 \x01(\t\"L\n\rResetResponse\x12*\n\tforgotten\x18\x01 \x03(\x0b\x32\x17.postmeter.v1.Forgotten\x12\x0f\n\x07nearest\x18\x02 \x03(\x0c\"W\n\tForgotten\x12\r\n\x05limit\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05\x63ount\x18\x03 \x01(\t\x12\x11\n\twindow_ms\x18\x04 \x01(\x03\x12\x0c\n\x04used\x18\x05 \x01(\x03\"\x0f\n\rReloadRequest\"2\n\x0eReloadResponse\x12\x10\n\x08problems\x18\x01 \x03(\t\x12\x0e\n\x06limits\x18\x02 \x01(\r\"\x0e\n\x0cNodesRequest\"f\n\rNodesResponse\x12!\n\x05nodes\x18\x01 \x03(\x0b\x32\x12.postmeter.v1.Node\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0c\n\x04last\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\"\xa5\x02\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0c\n\x04self\x18\x03 \x01(\x08\x12\r\n\x05\x61live\x18\x04 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x12\n\ngeneration\x18\x07 \x01(\x04\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12\x0f\n\x07refused\x18\t \x01(\r\x12\x14\n\x0clent_percent\x18\n \x01(\x01\x12\x18\n\x10\x62orrowed_percent\x18\x0b \x01(\x01\x12\x17\n\nreached_ms\x18\x0c \x01(\x03H\x00\x88\x01\x01\x12\x15\n\x08\x61head_ms\x18\r \x01(\x03H\x01\x88\x01\x01\x12\x10\n\x08troubles\x18\x0e \x03(\tB\r\n\x0b_reached_msB\x0b\n\t_ahead_ms\"\xb5\x01\n\x13\x43hangeRosterRequest\x12\x38\n\x06\x63hange\x18\x01 \x01(\x0e\x32(.postmeter.v1.ChangeRosterRequest.Change\x12\x0c\n\x04node\x18\x02 \x01(\t\"V\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x43HANGE_JOIN\x10\x01\x12\x10\n\x0c\x43HANGE_DRAIN\x10\x02\x12\x11\n\rCHANGE_REMOVE\x10\x03\"$\n\x14\x43hangeRosterResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\t2\xe0\x03\n\x07\x43ontrol\x12:\n\x03\x41sk\x12\x18.postmeter.v1.AskRequest\x1a\x19.postmeter.v1.AskResponse\x12=\n\x04Show\x12\x19.postmeter.v1.ShowRequest\x1a\x1a.postmeter.v1.ShowResponse\x12:\n\x03Top\x12\x18.postmeter.v1.TopRequest\x1a\x19.postmeter.v1.TopResponse\x12@\n\x05Reset\x12\x1a.postmeter.v1.ResetRequest\x1a\x1b.postmeter.v1.ResetResponse\x12\x43\n\x06Reload\x12\x1b.postmeter.v1.ReloadRequest\x1a\x1c.postmeter.v1.ReloadResponse\x12@\n\x05Nodes\x12\x1a.postmeter.v1.NodesRequest\x1a\x1b.postmeter.v1.NodesResponse\x12U\n\x0c\x43hangeRoster\x12!.postmeter.v1.ChangeRosterRequest\x1a\".postmeter.v1.ChangeRosterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,37 +32,53 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'postmeter.v1.control_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_METER']._serialized_start=45
-  _globals['_METER']._serialized_end=199
-  _globals['_ASKREQUEST']._serialized_start=201
-  _globals['_ASKREQUEST']._serialized_end=230
-  _globals['_ASKRESPONSE']._serialized_start=232
-  _globals['_ASKRESPONSE']._serialized_end=339
-  _globals['_EXPLANATION']._serialized_start=341
-  _globals['_EXPLANATION']._serialized_end=443
-  _globals['_READING']._serialized_start=445
-  _globals['_READING']._serialized_end=540
-  _globals['_SHOWREQUEST']._serialized_start=542
-  _globals['_SHOWREQUEST']._serialized_end=568
-  _globals['_SHOWRESPONSE']._serialized_start=570
-  _globals['_SHOWRESPONSE']._serialized_end=638
-  _globals['_USAGE']._serialized_start=640
-  _globals['_USAGE']._serialized_end=717
-  _globals['_TOPREQUEST']._serialized_start=719
-  _globals['_TOPREQUEST']._serialized_end=760
-  _globals['_TOPRESPONSE']._serialized_start=762
-  _globals['_TOPRESPONSE']._serialized_end=816
-  _globals['_RANKING']._serialized_start=818
-  _globals['_RANKING']._serialized_end=913
-  _globals['_RESETREQUEST']._serialized_start=915
-  _globals['_RESETREQUEST']._serialized_end=957
-  _globals['_RESETRESPONSE']._serialized_start=959
-  _globals['_RESETRESPONSE']._serialized_end=1035
-  _globals['_FORGOTTEN']._serialized_start=1037
-  _globals['_FORGOTTEN']._serialized_end=1124
-  _globals['_RELOADREQUEST']._serialized_start=1126
-  _globals['_RELOADREQUEST']._serialized_end=1141
-  _globals['_RELOADRESPONSE']._serialized_start=1143
-  _globals['_RELOADRESPONSE']._serialized_end=1193
-  _globals['_CONTROL']._serialized_start=1196
-  _globals['_CONTROL']._serialized_end=1523
+  _globals['_METER']._serialized_end=235
+  _globals['_SHARE']._serialized_start=237
+  _globals['_SHARE']._serialized_end=318
+  _globals['_PART']._serialized_start=320
+  _globals['_PART']._serialized_end=386
+  _globals['_ASKREQUEST']._serialized_start=388
+  _globals['_ASKREQUEST']._serialized_end=417
+  _globals['_ASKRESPONSE']._serialized_start=419
+  _globals['_ASKRESPONSE']._serialized_end=526
+  _globals['_EXPLANATION']._serialized_start=528
+  _globals['_EXPLANATION']._serialized_end=630
+  _globals['_READING']._serialized_start=632
+  _globals['_READING']._serialized_end=744
+  _globals['_SHOWREQUEST']._serialized_start=746
+  _globals['_SHOWREQUEST']._serialized_end=772
+  _globals['_SHOWRESPONSE']._serialized_start=774
+  _globals['_SHOWRESPONSE']._serialized_end=842
+  _globals['_USAGE']._serialized_start=844
+  _globals['_USAGE']._serialized_end=956
+  _globals['_TOPREQUEST']._serialized_start=958
+  _globals['_TOPREQUEST']._serialized_end=999
+  _globals['_TOPRESPONSE']._serialized_start=1001
+  _globals['_TOPRESPONSE']._serialized_end=1055
+  _globals['_RANKING']._serialized_start=1057
+  _globals['_RANKING']._serialized_end=1152
+  _globals['_RESETREQUEST']._serialized_start=1154
+  _globals['_RESETREQUEST']._serialized_end=1196
+  _globals['_RESETRESPONSE']._serialized_start=1198
+  _globals['_RESETRESPONSE']._serialized_end=1274
+  _globals['_FORGOTTEN']._serialized_start=1276
+  _globals['_FORGOTTEN']._serialized_end=1363
+  _globals['_RELOADREQUEST']._serialized_start=1365
+  _globals['_RELOADREQUEST']._serialized_end=1380
+  _globals['_RELOADRESPONSE']._serialized_start=1382
+  _globals['_RELOADRESPONSE']._serialized_end=1432
+  _globals['_NODESREQUEST']._serialized_start=1434
+  _globals['_NODESREQUEST']._serialized_end=1448
+  _globals['_NODESRESPONSE']._serialized_start=1450
+  _globals['_NODESRESPONSE']._serialized_end=1552
+  _globals['_NODE']._serialized_start=1555
+  _globals['_NODE']._serialized_end=1848
+  _globals['_CHANGEROSTERREQUEST']._serialized_start=1851
+  _globals['_CHANGEROSTERREQUEST']._serialized_end=2032
+  _globals['_CHANGEROSTERREQUEST_CHANGE']._serialized_start=1946
+  _globals['_CHANGEROSTERREQUEST_CHANGE']._serialized_end=2032
+  _globals['_CHANGEROSTERRESPONSE']._serialized_start=2034
+  _globals['_CHANGEROSTERRESPONSE']._serialized_end=2070
+  _globals['_CONTROL']._serialized_start=2073
+  _globals['_CONTROL']._serialized_end=2553
 # @@protoc_insertion_point(module_scope)

@@ -59,6 +59,16 @@ class ControlStub:
                 request_serializer=postmeter_dot_v1_dot_control__pb2.ReloadRequest.SerializeToString,
                 response_deserializer=postmeter_dot_v1_dot_control__pb2.ReloadResponse.FromString,
                 _registered_method=True)
+        self.Nodes = channel.unary_unary(
+                '/postmeter.v1.Control/Nodes',
+                request_serializer=postmeter_dot_v1_dot_control__pb2.NodesRequest.SerializeToString,
+                response_deserializer=postmeter_dot_v1_dot_control__pb2.NodesResponse.FromString,
+                _registered_method=True)
+        self.ChangeRoster = channel.unary_unary(
+                '/postmeter.v1.Control/ChangeRoster',
+                request_serializer=postmeter_dot_v1_dot_control__pb2.ChangeRosterRequest.SerializeToString,
+                response_deserializer=postmeter_dot_v1_dot_control__pb2.ChangeRosterResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -99,6 +109,20 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Nodes(self, request, context):
+        """Who is in the cluster, as far as this node knows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeRoster(self, request, context):
+        """Put a node into the roster, or take one out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +150,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Reload,
                     request_deserializer=postmeter_dot_v1_dot_control__pb2.ReloadRequest.FromString,
                     response_serializer=postmeter_dot_v1_dot_control__pb2.ReloadResponse.SerializeToString,
+            ),
+            'Nodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.Nodes,
+                    request_deserializer=postmeter_dot_v1_dot_control__pb2.NodesRequest.FromString,
+                    response_serializer=postmeter_dot_v1_dot_control__pb2.NodesResponse.SerializeToString,
+            ),
+            'ChangeRoster': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeRoster,
+                    request_deserializer=postmeter_dot_v1_dot_control__pb2.ChangeRosterRequest.FromString,
+                    response_serializer=postmeter_dot_v1_dot_control__pb2.ChangeRosterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +297,60 @@ class Control:
             '/postmeter.v1.Control/Reload',
             postmeter_dot_v1_dot_control__pb2.ReloadRequest.SerializeToString,
             postmeter_dot_v1_dot_control__pb2.ReloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Nodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/postmeter.v1.Control/Nodes',
+            postmeter_dot_v1_dot_control__pb2.NodesRequest.SerializeToString,
+            postmeter_dot_v1_dot_control__pb2.NodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeRoster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/postmeter.v1.Control/ChangeRoster',
+            postmeter_dot_v1_dot_control__pb2.ChangeRosterRequest.SerializeToString,
+            postmeter_dot_v1_dot_control__pb2.ChangeRosterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,136 @@
+"""What lies in etcd, followed by this node: limits and overrides are put into force, and what it follows is told.
+
+    <prefix>limits/ overrides/    see etcd_limits.py
+    <prefix>status/<id>           what this node follows, and what it refuses: for `postmeter nodes`, and for people
+
+The limits that are in force are kept in the state directory, for a start while etcd is away. A change is in force as
+soon as etcd tells; many that come at once are put into force together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from postmeter import __version__, logs
+from postmeter.defaults import ETCD_START_S, REGISTER_INTERVAL_S, STATUS_PAUSE_S
+from postmeter.errors import EtcdError
+from postmeter.etcd import Etcd
+from postmeter.etcd_limits import EtcdLimits
+from postmeter.membership import Membership
+from postmeter.mirror import Mirror, Update
+from postmeter.node import Node, keep
+
+
+class EtcdFollower:
+    """To `start`, `run` in a task, and `stop`. `membership` is None for a node that is in no cluster."""
+
+    def __init__(self, node: Node, rejoin: bool = False) -> None:
+        settings = node.settings
+        assert settings.etcd is not None
+        self.membership: Membership | None = None
+        self._node = node
+        self._prefix = settings.etcd.prefix
+        self._etcd = Etcd(settings.etcd)
+        self._mirror = Mirror(self._etcd, self._prefix, self._take, self._set_health)
+        self._limits = EtcdLimits()
+        self._kept = settings.state_dir / "etcd-limits.yaml"
+        self._listed = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[Any]] = []
+        if node.cluster is not None:
+            self.membership = Membership(node, node.cluster, self._etcd, self._mirror, rejoin)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Follow etcd; without it, after ETCD_START_S, what this node knows. Raises ClusterError and StorageError."""
+        self._node.set_trouble("limits", "no limits yet: etcd has not answered, and none are kept here")
+        self._tasks.append(asyncio.create_task(self._mirror.run()))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._listed.wait(), ETCD_START_S)
+        if not self._listed.is_set():
+            self._take_kept()
+        if self.membership is not None:
+            await self.membership.begin(seen=self._listed.is_set())
+
+    async def run(self) -> None:
+        """Until cancelled. Raises ClusterError when this process must stop."""
+        self._node.on_health.append(self._changed.set)
+        self._tasks.append(asyncio.create_task(self._tell_status()))
+        if self.membership is not None:
+            await self.membership.run()
+        await asyncio.gather(*self._tasks)
+
+    async def stop(self) -> None:
+        """Follow no longer, and take this process out of those that are alive."""
+        for task in self._tasks:
+            task.cancel()
+        if self.membership is not None:
+            await self.membership.leave()
+        await self._etcd.close()
+
+    # --- limits -------------------------------------------------------------------------------------------------------
+
+    async def _take(self, update: Update) -> None:
+        if self._limits.take(update):
+            self._put_in_force()
+            await asyncio.to_thread(keep, self._kept, self._limits.dump())
+        self._listed.set()
+        if self.membership is not None:
+            self.membership.take(update)
+        self._changed.set()
+
+    def _put_in_force(self) -> None:
+        self._node.put_in_force(self._limits.limits)
+        self._node.set_trouble("limits", "")
+
+    def _take_kept(self) -> None:
+        """The limits that were in force when this node ran last."""
+        try:
+            text = self._kept.read_text("utf-8")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            logs.event(logging.ERROR, "last good limits cannot be read", file=self._kept, error=error)
+            return
+        self._limits.load(text)
+        logs.event(logging.WARNING, "last good limits in force", file=self._kept, reason="etcd does not answer")
+        self._put_in_force()
+
+    # --- status -------------------------------------------------------------------------------------------------------
+
+    def _set_health(self, reason: str) -> None:
+        self._node.set_health("etcd", reason)
+        self._changed.set()
+
+    async def _tell_status(self) -> NoReturn:
+        """Put the status into etcd when it has changed, and now and then."""
+        told = b""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), REGISTER_INTERVAL_S)
+            self._changed.clear()
+            node, status = self._status()
+            if status != told and self._listed.is_set():
+                try:
+                    await self._etcd.put(f"{self._prefix}status/{node}", status)
+                    told = status
+                except EtcdError as error:
+                    logs.event(logging.DEBUG, "status not told", reason=error)
+            await asyncio.sleep(STATUS_PAUSE_S)
+
+    def _status(self) -> tuple[str, bytes]:
+        status: dict[str, object] = {
+            "version": __version__,
+            "revision": self._limits.revision,
+            "refused": self._limits.refused,
+            "troubles": {part: reason for part, reason in self._node.health.items() if reason},
+        }
+        if self.membership is None:
+            return self._node.settings.node, json.dumps(status).encode()
+        status |= self.membership.status()
+        return self.membership.id, json.dumps(status).encode()

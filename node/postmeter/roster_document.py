@@ -1,0 +1,137 @@
+"""The roster as it lies in etcd, at `<prefix>roster`, and the changes that may be made to it.
+
+    {"generations": {"7": ["mx1", "mx2"], "8": ["mx1", "mx2", "mx3"]}, "stopped": ["mx4"], "last": "mx3 joined"}
+
+Whoever changes it (a node that joins, `postmeter node`) replaces the value by compare-and-swap. One change is made at a
+time: the next one is refused until every living node that the last one concerns follows it, as its `status` says. That
+keeps the list short; the cap does not depend on it (core/roster.py). Only `removed` may come in between, because a node
+that does not follow may be the one that is down.
+
+A node that was taken out never comes back under the same name. Its machine does, as NAME~2 and so on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from postmeter.core.identity import is_node_name
+from postmeter.core.roster import Members
+from postmeter.defaults import GENERATIONS_MAX, ROSTER_NODES_MAX, STOPPED_NODES_MAX
+from postmeter.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class RosterDocument:
+    """Generations by number, nodes that were declared stopped, and what was changed last, for people to read."""
+
+    generations: Mapping[int, Members]
+    stopped: Members = ()
+    last: str = ""
+
+    @property
+    def generation(self) -> int:
+        """The newest one."""
+        return max(self.generations)
+
+    @property
+    def members(self) -> Members:
+        """The nodes of the newest generation."""
+        return self.generations[self.generation]
+
+    @property
+    def concerned(self) -> set[str]:
+        """The living nodes of the newest generation and of the one before."""
+        before = self.generations.get(self.generation - 1, ())
+        return {*self.members, *before} - {*self.stopped}
+
+    def born(self, node: str) -> int:
+        """The generation before the first with this node."""
+        return min(number for number, members in self.generations.items() if node in members) - 1
+
+    def text(self) -> str:
+        """As it is written to etcd."""
+        generations = {str(number): list(members) for number, members in sorted(self.generations.items())}
+        return json.dumps({"generations": generations, "stopped": list(self.stopped), "last": self.last})
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+
+    def joined(self, node: str, adopted: Mapping[str, int]) -> RosterDocument:
+        """With one more node. `adopted` is which generation each node follows. Raises ConfigError if it has to wait."""
+        if node in self.members or node in self.stopped:
+            raise ConfigError([f"{node} is or was in the roster: a node joins once"])
+        if len(self.members) >= ROSTER_NODES_MAX:
+            raise ConfigError([f"the roster has {ROSTER_NODES_MAX} nodes, more are not supported"])
+        self._check_complete(adopted)
+        return self._next([*self.members, node], f"{node} joined")
+
+    def drained(self, node: str, adopted: Mapping[str, int]) -> RosterDocument:
+        """Without a node that runs, and hands over what it has. Raises ConfigError if it must not or has to wait."""
+        self._check_member(node)
+        self._check_complete(adopted)
+        return self._next([each for each in self.members if each != node], f"{node} drained")
+
+    def removed(self, node: str) -> RosterDocument:
+        """Without a node whose machine is down for good. Raises ConfigError."""
+        before = self.generations.get(self.generation - 1, ())
+        if node in self.stopped or node not in {*self.members, *before}:
+            self._check_member(node)
+        changed = self
+        if node in self.members:
+            if len(self.generations) >= GENERATIONS_MAX:
+                raise ConfigError([f"{GENERATIONS_MAX} changes are under way: bring the nodes up that have to follow"])
+            members = tuple(each for each in self.members if each != node)
+            changed = replace(self, generations={**self.generations, self.generation + 1: members})
+        return replace(changed, stopped=(*self.stopped, node)[-STOPPED_NODES_MAX:], last=f"{node} removed")
+
+    def _next(self, members: Iterable[str], last: str) -> RosterDocument:
+        """Every node follows the newest generation: those before are not needed any more."""
+        generations = {self.generation: self.members, self.generation + 1: tuple(sorted(members))}
+        return replace(self, generations=generations, last=last)
+
+    def _check_member(self, node: str) -> None:
+        if node not in self.members:
+            raise ConfigError([f"{node} is not in the roster; there are {', '.join(self.members) or 'none'}"])
+
+    def _check_complete(self, adopted: Mapping[str, int]) -> None:
+        late = sorted(node for node in self.concerned if adopted.get(node, 0) < self.generation)
+        if late:
+            raise ConfigError(
+                [
+                    f"{', '.join(late)} has not followed the last change yet ({self.last}, generation"
+                    f" {self.generation}): wait until it is up and reaches etcd and its peers, or, if its machine is"
+                    f" down for good, take it out with `postmeter node remove {late[0]}`"
+                ]
+            )
+
+
+def first_roster(node: str) -> RosterDocument:
+    """The roster of a cluster of one."""
+    return RosterDocument({1: (node,)}, (), f"{node} began")
+
+
+def read_roster(text: str) -> RosterDocument:
+    """What lies in etcd. Raises ConfigError."""
+    try:
+        value = json.loads(text)
+        generations = {int(number): tuple(sorted(_nodes(nodes))) for number, nodes in value["generations"].items()}
+        stopped = tuple(_nodes(value["stopped"]))
+        last = str(value.get("last", ""))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            [f"roster: cannot be read ({error}); it is written by `postmeter node` and not to be edited: restore it"]
+        ) from None
+    numbers = sorted(generations)
+    if not numbers or numbers[0] < 1 or numbers != list(range(numbers[0], numbers[-1] + 1)):
+        raise ConfigError([f"roster: generations {numbers} are not consecutive; restore the value that it had"])
+    return RosterDocument(generations, stopped, last)
+
+
+def _nodes(value: object) -> list[str]:
+    if not isinstance(value, list) or len(set(map(str, value))) < len(value):
+        raise ValueError(f"{value!r} is no list of different nodes")
+    for node in value:
+        if not isinstance(node, str) or not is_node_name(node):
+            raise ValueError(f"{node!r} is no name of a node")
+    return value
