@@ -34,7 +34,7 @@ from postmeter.defaults import FORGET_PARTS_MAX
 from postmeter.errors import StorageError
 
 _VERSION = 2
-_RECORDS = "CREATE TABLE records (place TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;"
+_RECORDS = "CREATE TABLE IF NOT EXISTS records (place TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;"
 _SCHEMA = f"""
 CREATE TABLE node (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE meters (
