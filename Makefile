@@ -4,10 +4,10 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help run cluster test lint bench simulate proto lock clean
+.PHONY: help run cluster test lint bench simulate lab lab-test proto lock clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 run: $(READY) ## run the agent here: Postfix asks at 127.0.0.1:10040, limits from deploy/examples/limits.yaml
 	@mkdir -p build
@@ -35,6 +35,14 @@ SEEDS ?= 0:10000
 simulate: $(READY) ## run the rights of a cluster through random trouble: make simulate SEEDS=0:10000
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --steps 1000 --jobs 2
 
+lab: $(READY) ## boot Debian hosts with a cluster on this machine, to watch it and to break it (as root)
+	@tests/packages.sh
+	$(BIN)/python -m tests.lab
+
+lab-test: $(READY) ## run all tests on the lab's hosts, also those that take long (as root)
+	@tests/packages.sh
+	POSTMETER_LAB=all $(BIN)/pytest tests/lab
+
 proto: $(READY) ## generate node/postmeter/v1 and etcdpb from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=node --pyi_out=node --grpc_python_out=node \
 	    proto/postmeter/*/*.proto
@@ -42,6 +50,8 @@ proto: $(READY) ## generate node/postmeter/v1 and etcdpb from proto/
 lock: ## pin the newest versions that pyproject.toml admits
 	uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-annotate --no-header --upgrade -q \
 	    -o tests/requirements.lock
+	uv pip compile tests/lab/requirements.in --python-version 3.11 --universal --generate-hashes --no-annotate \
+	    --no-header --upgrade -q -o tests/lab/requirements.lock
 
 clean: ## remove everything that was made here
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,43 @@
+"""Fixtures of the tests on real hosts. One lab at a time: each takes both cores while Ansible works.
+
+test_essential.py runs with all other tests. The rest takes long, and runs with POSTMETER_LAB=all (make lab-test).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from .lab import Lab
+
+collect_ignore_glob = [] if os.environ.get("POSTMETER_LAB") == "all" else ["test_full_*.py"]
+
+NEEDED = ("debootstrap", "systemd-nspawn", "nft", "ssh")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let xdist run all tests of the lab in one process, and give them the time that booting and Ansible take."""
+    for item in items:
+        if "tests/lab/" in str(item.path):
+            item.add_marker(pytest.mark.xdist_group("lab"))
+            item.add_marker(pytest.mark.timeout(1800))
+
+
+def why_not() -> str:
+    """Why no host can be booted here; "" if it can."""
+    if os.geteuid() != 0:
+        return "only root can boot the lab's hosts"
+    missing = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
+    return f"missing: {', '.join(missing)}; run tests/packages.sh" if missing else ""
+
+
+def boot(*names: str) -> Iterator[Lab]:
+    """A lab for a fixture."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    with Lab(names) as lab:
+        yield lab
