@@ -108,17 +108,16 @@ class EtcdFollower:
         self._changed.set()
 
     async def _tell_status(self) -> NoReturn:
-        """Put the status into etcd when it has changed, and now and then."""
-        told = b""
+        """See to it that etcd has the status as it is, when something changes, and now and then."""
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), REGISTER_INTERVAL_S)
             self._changed.clear()
             node, status = self._status()
-            if status != told and self._listed.is_set():
+            entry = self._mirror.entries.get(f"status/{node}")
+            if self._listed.is_set() and (entry is None or entry.value != status):
                 try:
                     await self._etcd.put(f"{self._prefix}status/{node}", status)
-                    told = status
                 except EtcdError as error:
                     logs.event(logging.DEBUG, "status not told", reason=error)
             await asyncio.sleep(STATUS_PAUSE_S)

@@ -29,7 +29,7 @@ from postmeter.core.rights import STANDING
 from postmeter.core.roster import Roster
 from postmeter.defaults import JOIN_RETRY_S, REGISTER_INTERVAL_S
 from postmeter.errors import ClusterError, ConfigError, EtcdError
-from postmeter.etcd import Etcd
+from postmeter.etcd import Entry, Etcd
 from postmeter.mirror import Mirror, Update
 from postmeter.node import Node
 from postmeter.presence import Presence
@@ -61,11 +61,13 @@ class Membership:
         self._settings = cluster.settings
         self._wants_in = rejoin or cluster.settings.join == "auto"
         self._rejoin = rejoin
+        self._anew = False
         self._identity = node.state.identity or Identity(node.settings.node, 0, 0, machine(), uuid4().hex)
         self._presence: Presence | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self._roster: RosterDocument | None = None
-        self._roster_text = b""
+        self._roster_entry: Entry | None = None
+        self._roster_unreadable = False
         self._update = asyncio.Event()
         self._register_s = 0.0
 
@@ -91,7 +93,10 @@ class Membership:
             )
         self._read_roster()
         stopped = self._roster.stopped if self._roster is not None else ()
-        if not isinstance(standing, Standing) or (self._wants_in and (self._rejoin or standing.node in stopped)):
+        if not isinstance(standing, Standing):
+            return
+        if self._wants_in and (self._rejoin or standing.node in stopped):
+            self._anew = True
             return
         if reason := self._refusal():
             raise ClusterError(reason)
@@ -171,14 +176,14 @@ class Membership:
 
     def _read_roster(self) -> None:
         entry = self._mirror.entries.get("roster")
-        text = b"" if entry is None else entry.value
-        if text == self._roster_text:
+        if entry == self._roster_entry:
             return
-        self._roster_text = text
+        self._roster_entry, self._roster_unreadable = entry, False
         try:
-            self._roster = read_roster(text.decode("utf-8", "replace")) if text else None
+            self._roster = read_roster(entry.value, entry.mod_revision) if entry is not None else None
         except ConfigError as error:
             # What was followed so far stays: nobody may spend more because of this.
+            self._roster_unreadable = True
             logs.event(logging.ERROR, "roster refused", problem=error)
 
     def _follow(self) -> None:
@@ -217,25 +222,27 @@ class Membership:
                     " state_dir away and start it"
                 )
             return
-        if roster is None and self._roster_text:
+        if self._roster_unreadable:
             return
         kept = {number: own.generations[number] for number in sorted(own.generations)[-2:]}
         stopped = tuple(sorted({*own.stopped, *(roster.stopped if roster is not None else ())}))
-        repaired = RosterDocument(kept, stopped, f"{self.id} wrote its roster again, etcd had an older one")
-        if await self._swap("roster", repaired.text().encode()):
+        last = f"{self.id} wrote its roster again, etcd had an older one"
+        repaired = RosterDocument(kept, stopped, last, roster.mod_revision if roster is not None else 0)
+        if await self._write_roster(repaired):
             logs.event(logging.WARNING, "roster repaired", generation=own.generation, members=",".join(own.members))
 
     async def _join(self) -> None:
         """Come into the roster, with an identity that is registered first."""
         roster = self._roster
-        if roster is None and self._roster_text:
+        if self._roster_unreadable:
+            self._set_problem("cannot join: the roster in etcd cannot be read")
             return
         gone = roster.stopped if roster is not None else ()
         concerned = roster.concerned if roster is not None else set()
         registered = self._registered()
-        if self.id in gone or (self._rejoin and self.id not in concerned):
+        if self._anew or self.id in gone:
             self._identity = Identity(self._free_name(), 0, 0, machine(), uuid4().hex)
-            registered = None
+            self._anew, registered = False, None
         elif registered is not None and self.id not in concerned and registered.directory != self._identity.directory:
             self._identity = replace(self._identity, node=self._free_name())
             registered = None
@@ -244,7 +251,7 @@ class Membership:
             return
         if registered is None:
             await self._store_identity(anew=True)
-            if not await self._swap(f"identities/{self.id}", self._identity_text()):
+            if not await self._write_identity(0):
                 return
         if roster is None:
             joined = first_roster(self.id)
@@ -256,11 +263,10 @@ class Membership:
             except ConfigError as error:
                 self._set_problem(f"waits to join: {error}")
                 return
-        if joined is not roster and not await self._swap("roster", joined.text().encode()):
+        if joined is not roster and not await self._write_roster(joined):
             return
         born, now_ms = joined.born(self.id), self._node.now_ms()
         generations = {number: members for number, members in joined.generations.items() if number >= born}
-        self._roster, self._roster_text = joined, joined.text().encode()
         self._rejoin = False
         logs.event(logging.INFO, "joined", node=self.id, generation=joined.generation, members=",".join(joined.members))
         await self._start(Roster(self.id, generations, born, dict.fromkeys(joined.stopped, now_ms)), {}, now_ms)
@@ -313,7 +319,7 @@ class Membership:
         roster = self._roster
         if roster is None:
             raise ConfigError(["there is no roster yet, or etcd has not been seen"])
-        if not await self._swap("roster", change(roster).text().encode()):
+        if not await self._write_roster(change(roster)):
             raise ConfigError(["the roster was changed by somebody else at the same moment: look, and try again"])
 
     def report(self) -> pb.NodesResponse:
@@ -358,7 +364,7 @@ class Membership:
 
     async def _register(self) -> None:
         """Tell now and then how far this node's state has come, so that an older one can be told from it."""
-        registered = self._registered()
+        entry, registered = self._mirror.entries.get(f"identities/{self.id}"), self._registered()
         if is_impostor(self._identity, registered) or (
             registered is not None and registered.directory != self._identity.directory
         ):
@@ -369,11 +375,12 @@ class Membership:
             return
         written_ms = await self._cluster.sign_of_life()
         self._identity = replace(self._identity, written_ms=max(written_ms, self._identity.written_ms))
-        if await self._swap(f"identities/{self.id}", self._identity_text()):
+        if await self._write_identity(entry.mod_revision if entry is not None else 0):
             self._register_s = now_s + REGISTER_INTERVAL_S
 
-    def _identity_text(self) -> bytes:
-        return _json({**asdict(self._identity), "address": self._settings.address})
+    async def _write_identity(self, mod_revision: int) -> bool:
+        value = _json({**asdict(self._identity), "address": self._settings.address})
+        return await self._etcd.swap(self._prefix + f"identities/{self.id}", value, mod_revision)
 
     def _addresses(self) -> dict[str, str]:
         """Where the others can be reached."""
@@ -389,10 +396,9 @@ class Membership:
     def _key(self, what: str) -> str:
         return f"{self._prefix}{what}/{self.id}"
 
-    async def _swap(self, key: str, value: bytes) -> bool:
-        """Write a key if it is still as it was seen."""
-        entry = self._mirror.entries.get(key)
-        return await self._etcd.swap(self._prefix + key, value, 0 if entry is None else entry.mod_revision)
+    async def _write_roster(self, roster: RosterDocument) -> bool:
+        """False if it is not any more what this one was made of."""
+        return await self._etcd.swap(f"{self._prefix}roster", roster.text().encode(), roster.mod_revision)
 
     def _set_problem(self, problem: str) -> None:
         if problem == self.problem:

@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 from postmeter import logs
@@ -67,6 +68,7 @@ class Node:
         self.on_health: list[Callable[[], None]] = []
         self._troubles = {"start": "starting"}
         self._unready = settings.etcd is not None
+        self._overrides_end_s = inf
         self.cluster: Cluster | None = None
         self._log_all = settings.log_level == "debug"
         self._fail_safe = FAIL_SAFE[settings.on_error]
@@ -83,7 +85,9 @@ class Node:
             if isinstance(self.ledger, SharedLedger):
                 self.cluster = Cluster(settings, self.ledger, self.storage, self.clock, self._part_changed)
                 self._flusher.on_charged, self._flusher.alive_ms = self.cluster.charged, self.cluster.alive_ms
-            self.policy = self._put_in_force(self._first_limits())
+            # Those of etcd are not known yet, and what they count must not be forgotten.
+            later = settings.etcd is not None
+            self.policy = self._policy([]) if later else self._put_in_force(self._first_limits())
         except BaseException:
             self.storage.close()
             raise
@@ -167,8 +171,6 @@ class Node:
         await asyncio.to_thread(keep, self._last_good, text)
 
     def _first_limits(self) -> list[Limit]:
-        if self.settings.etcd is not None:
-            return []
         try:
             text = read_text(self.settings.limits)
             limits = read_limits(text, str(self.settings.limits))
@@ -185,8 +187,11 @@ class Node:
         """These limits hold from now on."""
         self.policy = self._put_in_force(limits)
 
+    def _policy(self, limits: list[Limit]) -> Policy:
+        return Policy(limits, self.ledger, self.settings.charge_at, self._repeats)
+
     def _put_in_force(self, limits: list[Limit]) -> Policy:
-        policy = Policy(limits, self.ledger, self.settings.charge_at, self._repeats)
+        policy = self._policy(limits)
         self._flusher.forget(retired=self.ledger.retain(policy.ids))
         self._overrides_end_s = policy.apply_overrides(time.time(), self._changing)
         # The columns live as long as the limits: the garbage collector need not walk through them.

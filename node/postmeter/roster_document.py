@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from postmeter.core.identity import is_node_name
 from postmeter.core.roster import Members
@@ -24,11 +24,16 @@ from postmeter.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class RosterDocument:
-    """Generations by number, nodes that were declared stopped, and what was changed last, for people to read."""
+    """Generations by number, nodes that were declared stopped, and what was changed last, for people to read.
+
+    `mod_revision` is when the value in etcd was written that this is, or is made of; 0 if there was none. It replaces
+    no other.
+    """
 
     generations: Mapping[int, Members]
     stopped: Members = ()
     last: str = ""
+    mod_revision: int = field(default=0, compare=False)
 
     @property
     def generation(self) -> int:
@@ -111,7 +116,7 @@ def first_roster(node: str) -> RosterDocument:
     return RosterDocument({1: (node,)}, (), f"{node} began")
 
 
-def read_roster(text: str) -> RosterDocument:
+def read_roster(text: str | bytes, mod_revision: int = 0) -> RosterDocument:
     """What lies in etcd. Raises ConfigError."""
     try:
         value = json.loads(text)
@@ -125,7 +130,7 @@ def read_roster(text: str) -> RosterDocument:
     numbers = sorted(generations)
     if not numbers or numbers[0] < 1 or numbers != list(range(numbers[0], numbers[-1] + 1)):
         raise ConfigError([f"roster: generations {numbers} are not consecutive; restore the value that it had"])
-    return RosterDocument(generations, stopped, last)
+    return RosterDocument(generations, stopped, last, mod_revision)
 
 
 def _nodes(value: object) -> list[str]:
