@@ -1,16 +1,10 @@
-"""The usage view, against a dumb twin that knows of every node what it said last.
-
-    python -m tests.unit.test_view        prints what gossip costs, for clusters of 2 to 100 nodes
-
-`gossip`, `held`, `check` and `measure` are meant for the simulator, too.
-"""
+"""The usage view, against a dumb twin that knows of every node what it said last."""
 
 from __future__ import annotations
 
 import copy
 import gc
 import random
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -18,10 +12,12 @@ from unittest.mock import patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from postmeter.core import entries as entries_module
 from postmeter.core import view as module
+from postmeter.core.entries import ROW_BITS, slice_ms, unpack
 from postmeter.core.meters import MetersId
-from postmeter.core.view import Digest, Portion, View, _unpack
-from postmeter.defaults import SLICES_PER_WINDOW, VIEW_KEEP_MS, VIEW_PORTION_ENTRIES_MAX
+from postmeter.core.view import Digest, Portion, View
+from postmeter.defaults import VIEW_KEEP_MS, VIEW_PORTION_ENTRIES_MAX
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -31,11 +27,6 @@ DOMAIN_HOUR = MetersId("per-domain", "sasl_domain", "recipients", HOUR_MS)
 IDS = [USER_HOUR, USER_DAY, DOMAIN_HOUR]
 
 Entry = tuple[str, MetersId, int, str]
-
-
-def slice_ms(id: MetersId) -> int:
-    """How long a slice is."""
-    return -(-id.window_ms // SLICES_PER_WINDOW)
 
 
 def held(view: View) -> dict[Entry, int]:
@@ -67,6 +58,7 @@ def drain(view: View, now_ms: int) -> None:
 
 def check(view: View) -> None:
     """Assert that the tables of a view agree with one another."""
+    entries = view._entries
     totals: dict[tuple[int, int], int] = {}
     uses: dict[int, int] = {}
     for owner in [*view._owners.values(), *view._gone]:
@@ -74,29 +66,32 @@ def check(view: View) -> None:
         assert sorted(versions) == versions
         assert all(bucket and version <= owner.version for version, bucket in owner.buckets.items())
         assert sorted(owner.rows) == sorted(at for _, at in owner.ends)
-        entries = {entry: version for version, bucket in owner.buckets.items() for entry in bucket}
-        at_bits = module._ROW_BITS
-        assert {at << at_bits | row: v for at, rows in owner.rows.items() for row, v in rows.items()} == entries
+        placed = {entry: version for version, bucket in owner.buckets.items() for entry in bucket}
+        assert {at << ROW_BITS | row: v for at, rows in owner.rows.items() for row, v in rows.items()} == placed
+        sums: dict[int, int] = {}
         for bucket in owner.buckets.values():
             for entry, amount in bucket.items():
-                _, window, row = _unpack(entry)
+                _, window, row = unpack(entry)
                 uses[row] = uses.get(row, 0) + 1
                 totals[window, row] = totals.get((window, row), 0) + amount
+                sums[window << ROW_BITS | row] = sums.get(window << ROW_BITS | row, 0) + amount
+        assert {place: amount for place, amount in sums.items() if amount} == owner.sums
+    windows = entries._windows.values()
     assert {at: amount for at, amount in totals.items() if amount} == {
-        (window.index, row): amount for window in view._windows.values() for row, amount in window.totals.items()
+        (window.index, row): amount for window in windows for row, amount in window.totals.items()
     }
-    assert sum(uses.values()) == view.entries_held
-    assert view.entries_held == sum(window.entries for window in view._windows.values())
-    assert all(window.entries for window in view._windows.values())
-    assert set(uses) == set(view._names.rows.values())
+    assert sum(uses.values()) == view.entries_held == sum(window.entries for window in windows)
+    assert all(window.entries for window in windows)
+    assert set(uses) == set(entries._names.rows.values())
 
 
 def assert_empty(view: View) -> None:
     """Nothing is left but what a new view has."""
     check(view)
     assert list(view._owners) == [view.node]
-    tables = [view._gone, view._windows, view._by_index, view._names.keys, view._own.rows, view._own.ends]
-    assert not any(tables)
+    entries, own = view._entries, view._own
+    assert not any([view._gone, entries._windows, entries._by_index, entries._names.keys])
+    assert not any([own.rows, own.buckets, own.sums, own.ends])
 
 
 @dataclass(frozen=True)
@@ -169,96 +164,6 @@ class Chaos:
             for at in range(len(self.views)):
                 for peer in range(len(self.views)):
                     gossip(self.views[at], self.views[peer], self.clock(at), self.clock(peer))
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What gossip cost, per admitted message and node that has to learn of it; and how long it took."""
-
-    nodes: int
-    peers: int
-    entries: float
-    """Entries sent per admitted message."""
-    entry_bytes: float
-    """Their bytes, per admitted message."""
-    digest_bytes: float
-    """Bytes of digests, per node and round."""
-    rounds: int
-    """Rounds until all views agree, after the last message was admitted."""
-
-
-def measure(nodes: int, peers: int, messages: int = 5, roaming: bool = False, at_once: bool = False) -> Cost:
-    """What ten rounds of gossip cost in which every node admits so many messages, then none, until all agree.
-
-    In a round every node asks `peers` others, one after another, or `at_once` with the same digest. A message counts on
-    three meters (user: hour and day; domain: hour). Each node has 50 senders of its own; or they roam over all nodes.
-    """
-    rnd = random.Random(nodes)
-    views = [View(f"mail{at}.example.net", 1) for at in range(nodes)]
-    sums: dict[tuple[int, MetersId, str], int] = {}
-    entries = entry_bytes = digest_bytes = round = 0
-    while round < 10 or not all(held(view) == held(views[0]) for view in views):
-        for at in rnd.sample(range(nodes), nodes):
-            for _ in range(messages if round < 10 else 0):
-                user = rnd.randrange(50 * nodes) if roaming else rnd.randrange(50) * nodes + at
-                _admit(views[at], at, user, sums)
-        for view in rnd.sample(views, nodes):
-            digest = view.digest(round * 1000)
-            for peer in rnd.sample([peer for peer in views if peer is not view], min(peers, nodes - 1)):
-                digest = digest if at_once else view.digest(round * 1000)
-                portions = peer.delta(digest, 2000, round * 1000)
-                told = peer.digest(round * 1000)
-                digest_bytes += digest_size(digest) + digest_size(told)
-                entry_bytes += delta_size(portions)
-                entries += sum(len(portion.entries) for portion in portions)
-                deque(view.merge(told, portions, round * 1000), 0)
-        round += 1
-    admitted = 10 * messages * nodes
-    return Cost(
-        nodes,
-        min(peers, nodes - 1),
-        entries / admitted,
-        entry_bytes / admitted,
-        digest_bytes / nodes / round,
-        round - 10,
-    )
-
-
-def _admit(view: View, at: int, user: int, sums: dict[tuple[int, MetersId, str], int]) -> None:
-    domain = f"shop{user // 10}.example"
-    name = f"user{user}@{domain}"
-    for id, key in ((USER_HOUR, name), (USER_DAY, name), (DOMAIN_HOUR, domain)):
-        sums[at, id, key] = sums.get((at, id, key), 0) + 1
-        view.count(id, 0, [(key, sums[at, id, key])], 0)
-
-
-def _varint(number: int) -> int:
-    return max(1, -(-number.bit_length() // 7))
-
-
-def _text(text: str) -> int:
-    return 2 + len(text)
-
-
-def digest_size(digest: Digest) -> int:
-    """Bytes in protobuf, as columns."""
-    return sum(_text(node) + sum(_varint(number or 0) for number in known) for node, known in digest.items())
-
-
-def delta_size(portions: list[Portion]) -> int:
-    """Bytes in protobuf: tables of meters and keys for the whole delta, columns, versions and slices as differences."""
-    meters = {id for portion in portions for id in portion.meters}
-    keys = {key for portion in portions for key in portion.keys}
-    size = sum(map(_text, keys)) + sum(4 + sum(map(_text, id[:3])) + _varint(id.window_ms) for id in meters)
-    keys_at = {key: at for at, key in enumerate(keys)}
-    for portion in portions:
-        size += 20 + _text(portion.node)
-        last = portion.since
-        for version, at, slice, key_at, amount in portion.entries:
-            age = portion.now_ms // slice_ms(portion.meters[at]) - slice
-            size += sum(map(_varint, (version - last, at, age, keys_at[portion.keys[key_at]], amount)))
-            last = version
-    return size
 
 
 nodes = st.integers(0, 3)
@@ -634,7 +539,7 @@ def test_nodes_are_bounded() -> None:
 def test_meters_are_bounded() -> None:
     """A peer that invents limits is refused, once, beyond the maximum; what this node itself uses always fits."""
     view, peer = View("view", 1), View("peer", 1)
-    with patch.object(module, "VIEW_METERS_MAX", 4):
+    with patch.object(entries_module, "VIEW_METERS_MAX", 4):
         for at in range(6):
             peer.count(USER_HOUR._replace(limit=f"limit{at}"), 0, [("alice", 1)], 0)
         gossip(view, peer)
@@ -664,33 +569,3 @@ def test_entries_are_invisible_to_the_garbage_collector() -> None:
     assert gossip(view, peer, entries_max=10**6) == 100_000
     gc.collect()
     assert len(gc.get_objects()) - before < 1000
-
-
-def test_cost() -> None:
-    """Every entry goes to every node once where nodes ask one after another, and all agree within a few rounds."""
-    for nodes in (2, 3, 5, 10):
-        cost = measure(nodes, 8)
-        assert cost.entries <= 3 * (nodes - 1)
-        assert cost.rounds <= 4
-
-
-def report() -> None:
-    """Print the costs for clusters of 2 to 100 nodes."""
-    print("nodes  asked  senders  how      entries   bytes     entries   bytes     digest bytes    rounds until")
-    print("                                per message         per message, node   per node, round all agree")
-    for nodes in (2, 3, 5, 10, 30, 100):
-        ways = [(peers, "sticky", "in turn") for peers in (1, 2, 3) if peers < min(nodes, 8)]
-        ways += [(8, "sticky", "in turn"), (8, "roaming", "in turn"), (8, "sticky", "at once")] if nodes > 3 else []
-        for peers, senders, how in ways:
-            cost = measure(nodes, peers, 5, senders == "roaming", how == "at once")
-            per_node = 1 / (nodes - 1)
-            print(
-                f"{nodes:5} {cost.peers:6}  {senders:7}  {how}  {cost.entries:7.1f} {cost.entry_bytes:7.0f} "
-                f"    {cost.entries * per_node:7.2f} {cost.entry_bytes * per_node:7.1f} "
-                f"    {cost.digest_bytes:12.0f} {cost.rounds:15}",
-                flush=True,
-            )
-
-
-if __name__ == "__main__":
-    report()

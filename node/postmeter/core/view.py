@@ -37,30 +37,18 @@ portion's, nothing longer than its maximum.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from heapq import heappop, heappush, nlargest
-from itertools import islice, takewhile
+from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import NamedTuple
 
+from postmeter.core.entries import Entries, Part, slice_ms
 from postmeter.core.meters import MetersId
-from postmeter.defaults import (
-    SLICES_PER_WINDOW,
-    VIEW_ENTRIES_MAX,
-    VIEW_KEEP_MS,
-    VIEW_METERS_MAX,
-    VIEW_NODES_MAX,
-    VIEW_PORTION_ENTRIES_MAX,
-)
+from postmeter.defaults import VIEW_ENTRIES_MAX, VIEW_KEEP_MS, VIEW_NODES_MAX, VIEW_PORTION_ENTRIES_MAX
 
-# A slice of a window is (slice, window) in one integer, an entry (slice, window, row): integers are not visited by the
-# garbage collector.
-_WINDOW_BITS = 16
-_ROW_BITS = 32
-_WINDOW_MASK = (1 << _WINDOW_BITS) - 1
-_ROW_MASK = (1 << _ROW_BITS) - 1
 _NEVER_MS = 1 << 62
+_bucket_and_slice = itemgetter(0, 1, 2)
 
 
 class Known(NamedTuple):
@@ -92,72 +80,22 @@ class Portion:
     entries: list[tuple[int, int, int, int, int]]
 
 
-class _Names:
-    """Numbers the keys that entries refer to."""
-
-    __slots__ = ("_free", "_uses", "keys", "rows")
-
-    def __init__(self) -> None:
-        self.rows: dict[str, int] = {}
-        self.keys: list[str] = []
-        self._uses = array("q")
-        self._free = array("q")
-
-    def use(self, key: str) -> int:
-        """The row of the key, for one more entry."""
-        row = self.rows.get(key)
-        if row is None:
-            if not self._free:
-                self._free.append(len(self.keys))
-                self.keys.append(key)
-                self._uses.append(0)
-            row = self.rows[key] = self._free.pop()
-            self.keys[row] = key
-        self._uses[row] += 1
-        return row
-
-    def release(self, row: int) -> None:
-        """One entry less. Without entries the key is forgotten."""
-        self._uses[row] -= 1
-        if not self._uses[row]:
-            del self.rows[self.keys[row]]
-            self.keys[row] = ""
-            self._free.append(row)
-
-
-@dataclass(slots=True)
-class _Window:
-    """One window of one limit: its totals by row over all owners, without zeros."""
-
-    id: MetersId
-    index: int
-    entries: int = 0
-    totals: dict[int, int] = field(default_factory=dict)
-
-    def add(self, row: int, amount: int) -> None:
-        total = self.totals.pop(row, 0) + amount
-        if total:
-            self.totals[row] = total
-
-
-@dataclass(slots=True)
-class _Owner:
+class _Owner(Part):
     """What is known of one incarnation of a node.
 
     `complete_ms` is when nothing was lacking, `offset_ms` its clock less ours, `partial` whether entries were refused.
-    `rows` has the version of an entry by (slice, window), then row; `buckets` its amount by version, ascending, then
-    (slice, window, row); `ends` is a heap of when a (slice, window) runs out on its clock.
     """
 
-    incarnation: int
-    keep_ms: int
-    version: int = 0
-    complete_ms: int | None = None
-    offset_ms: int = 0
-    partial: bool = False
-    rows: dict[int, dict[int, int]] = field(default_factory=dict)
-    buckets: dict[int, dict[int, int]] = field(default_factory=dict)
-    ends: list[tuple[int, int]] = field(default_factory=list)
+    __slots__ = ("complete_ms", "incarnation", "keep_ms", "offset_ms", "partial", "version")
+
+    def __init__(self, incarnation: int, keep_ms: int, version: int = 0) -> None:
+        super().__init__()
+        self.incarnation = incarnation
+        self.keep_ms = keep_ms
+        self.version = version
+        self.complete_ms: int | None = None
+        self.offset_ms = 0
+        self.partial = False
 
     def known(self, now_ms: int) -> Known:
         age_ms = None if self.complete_ms is None else now_ms - self.complete_ms
@@ -172,26 +110,10 @@ class _Owner:
             self.complete_ms = complete_ms
             self.keep_ms = max(self.keep_ms, complete_ms + VIEW_KEEP_MS)
 
-    def newer(self, since: int) -> list[int]:
-        """The versions of buckets after `since`, ascending. Costs nothing where there are none."""
-        return list(takewhile(lambda version: version > since, reversed(self.buckets)))[::-1]
-
-    def put(self, at: int, row: int, amount: int) -> None:
-        self.rows[at][row] = self.version
-        self.buckets.setdefault(self.version, {})[at << _ROW_BITS | row] = amount
-
-    def take(self, at: int, row: int) -> int:
-        """Remove an entry. Returns its amount."""
-        version = self.rows[at].pop(row)
-        bucket = self.buckets[version]
-        amount = bucket.pop(at << _ROW_BITS | row)
-        if not bucket:
-            del self.buckets[version]
-        return amount
-
-    def used(self, window: int, row: int) -> int:
-        held = [(at, rows[row]) for at, rows in self.rows.items() if at & _WINDOW_MASK == window and row in rows]
-        return sum(self.buckets[version][at << _ROW_BITS | row] for at, version in held)
+    def counts(self, id: MetersId, slice: int, now_ms: int) -> bool:
+        """Whether a slice has begun and not run out."""
+        begin_ms, owner_ms = slice * slice_ms(id), now_ms + self.offset_ms
+        return begin_ms <= owner_ms < begin_ms + slice_ms(id) + id.window_ms
 
 
 class View:
@@ -199,29 +121,29 @@ class View:
 
     def __init__(self, node: str, incarnation: int, entries_max: int = VIEW_ENTRIES_MAX) -> None:
         self.node = node
-        self.entries_max = entries_max
-        self.entries_held = 0
         self.refused = 0
-        self._names = _Names()
-        self._windows: dict[MetersId, _Window] = {}
-        self._by_index: dict[int, _Window] = {}
-        self._own = _Owner(incarnation, _NEVER_MS)
-        self._own.version = 1
+        self._entries = Entries(entries_max)
+        self._own = _Owner(incarnation, _NEVER_MS, 1)
         self._owners = {node: self._own}
         self._gone: list[_Owner] = []
         self._published = False
         self._turn = 0
 
+    @property
+    def entries_held(self) -> int:
+        """How many entries there are, its own included."""
+        return self._entries.held
+
     # --- what this node has used ------------------------------------------------------------------------------------
 
     def count(self, id: MetersId, slice: int, sums: Iterable[tuple[str, int]], now_ms: int) -> None:
         """Note what this node has used in a slice: sums (key, amount), in place of those noted before."""
-        own = self._own
-        for key, amount in sums:
-            if self._published or len(own.buckets.get(own.version, ())) >= VIEW_PORTION_ENTRIES_MAX:
+        own, left = self._own, iter(sums)
+        while own.counts(id, slice, now_ms) and (some := list(islice(left, VIEW_PORTION_ENTRIES_MAX))):
+            if self._published or len(own.buckets.get(own.version, ())) + len(some) > VIEW_PORTION_ENTRIES_MAX:
                 own.version += 1
                 self._published = False
-            self._set(own, id, slice, key, amount, now_ms)
+            self._entries.put(own, own.version, id, slice, some, bounded=False)
 
     # --- gossip -----------------------------------------------------------------------------------------------------
 
@@ -270,10 +192,9 @@ class View:
         keys: dict[str, int] = {}
         entries = []
         for version in versions:
-            for entry, amount in owner.buckets[version].items():
-                slice, window, row = _unpack(entry)
-                meters_at = meters.setdefault(self._by_index[window].id, len(meters))
-                keys_at = keys.setdefault(self._names.keys[row], len(keys))
+            for id, slice, key, amount in self._entries.told(owner, version):
+                meters_at = meters.setdefault(id, len(meters))
+                keys_at = keys.setdefault(key, len(keys))
                 entries.append((version, meters_at, slice, keys_at, amount))
         now_ms += owner.offset_ms
         return Portion(node, owner.incarnation, since, to, now_ms, list(meters), list(keys), entries)
@@ -302,10 +223,15 @@ class View:
             return 0
         owner.offset_ms = portion.now_ms - now_ms
         held = owner.version
-        for version, meters_at, slice, keys_at, amount in portion.entries:
-            if version > held:
-                owner.version = version
-                self._set(owner, portion.meters[meters_at], slice, portion.keys[keys_at], amount, now_ms)
+        for (version, meters_at, slice), entries in groupby(portion.entries, _bucket_and_slice):
+            id = portion.meters[meters_at]
+            if version > held and owner.counts(id, slice, now_ms):
+                sums = [(portion.keys[keys_at], amount) for _, _, _, keys_at, amount in entries]
+                refused = self._entries.put(owner, version, id, slice, sums, bounded=True)
+                if refused:
+                    self.refused += refused
+                    owner.partial = True
+                    owner.complete_ms = None
         owner.version = portion.version
         return len(portion.entries)
 
@@ -322,84 +248,20 @@ class View:
         owner = self._owners[node] = _Owner(portion.incarnation, now_ms + VIEW_KEEP_MS)
         return owner
 
-    # --- entries ----------------------------------------------------------------------------------------------------
-
-    def _set(self, owner: _Owner, id: MetersId, slice: int, key: str, amount: int, now_ms: int) -> None:
-        """Note an amount at the owner's version, unless the slice has run out or not begun."""
-        slice_ms = -(-id.window_ms // SLICES_PER_WINDOW)
-        begin_ms, end_ms = slice * slice_ms, (slice + 1) * slice_ms + id.window_ms
-        if not begin_ms <= now_ms + owner.offset_ms < end_ms:
-            return
-        window, row = self._windows.get(id), self._names.rows.get(key)
-        if window is not None and row is not None:
-            at = slice << _WINDOW_BITS | window.index
-            if row in owner.rows.get(at, ()):
-                window.add(row, amount - owner.take(at, row))
-                owner.put(at, row, amount)
-                return
-        if owner is not self._own and self._is_full(window):
-            owner.partial = True
-            owner.complete_ms = None
-            self.refused += 1
-            return
-        window = window or self._open(id)
-        at = slice << _WINDOW_BITS | window.index
-        if at not in owner.rows:
-            owner.rows[at] = {}
-            heappush(owner.ends, (end_ms, at))
-        row = self._names.use(key)
-        owner.put(at, row, amount)
-        window.add(row, amount)
-        window.entries += 1
-        self.entries_held += 1
-
-    def _is_full(self, window: _Window | None) -> bool:
-        return self.entries_held >= self.entries_max or (window is None and len(self._windows) >= VIEW_METERS_MAX)
-
-    def _open(self, id: MetersId) -> _Window:
-        index = next(index for index in range(len(self._by_index) + 1) if index not in self._by_index)
-        assert index <= _WINDOW_MASK
-        window = self._windows[id] = self._by_index[index] = _Window(id, index)
-        return window
-
-    def _drop(self, owner: _Owner, at: int, row: int) -> None:
-        window = self._by_index[at & _WINDOW_MASK]
-        window.add(row, -owner.take(at, row))
-        window.entries -= 1
-        self.entries_held -= 1
-        self._names.release(row)
-        if not window.entries:
-            del self._windows[window.id], self._by_index[window.index]
-        if not self.entries_held:
-            self._names = _Names()
-
     # --- forgetting -------------------------------------------------------------------------------------------------
 
     def expire(self, now_ms: int, entries_max: int) -> bool:
         """Forget what has run out, at most so many entries. True if there may be more."""
         left = entries_max
         for owner in self._gone:
-            left -= self._expire(owner, _NEVER_MS, left)
+            left -= self._entries.expire(owner, _NEVER_MS, left)
         self._gone = [owner for owner in self._gone if owner.rows]
-        room = self.entries_held <= self.entries_max * 3 // 4 and len(self._windows) <= VIEW_METERS_MAX * 3 // 4
+        room = self._entries.has_room
         for node, owner in list(self._owners.items()):
-            left -= self._expire(owner, now_ms + owner.offset_ms, left)
+            left -= self._entries.expire(owner, now_ms + owner.offset_ms, left)
             if (owner.partial and room) or (not owner.rows and now_ms >= owner.keep_ms):
                 self._dismiss(node)
         return left <= 0
-
-    def _expire(self, owner: _Owner, owner_ms: int, entries_max: int) -> int:
-        done = 0
-        while done < entries_max and owner.ends and owner.ends[0][0] <= owner_ms:
-            at = owner.ends[0][1]
-            rows = owner.rows[at]
-            for row in list(islice(rows, entries_max - done)):
-                self._drop(owner, at, row)
-                done += 1
-            if not rows:
-                heappop(owner.ends)
-                del owner.rows[at]
-        return done
 
     def _dismiss(self, node: str) -> None:
         """Know nothing of a node; its entries are removed later, in portions."""
@@ -411,24 +273,18 @@ class View:
 
     def total(self, id: MetersId, key: str) -> int:
         """What all nodes together have used."""
-        window, row = self._windows.get(id), self._names.rows.get(key)
-        return 0 if window is None or row is None else window.totals.get(row, 0)
+        return self._entries.total(id, key)
 
     def top(self, id: MetersId, n: int) -> list[tuple[str, int]]:
         """The `n` keys that used most, and what they used."""
-        window = self._windows.get(id)
-        if window is None:
-            return []
-        totals = window.totals
-        return [(self._names.keys[row], totals[row]) for row in nlargest(n, totals, key=totals.__getitem__)]
+        return self._entries.top(id, n)
 
     def usage(self, id: MetersId, key: str) -> dict[str, int]:
         """What each node has used, without those that used nothing."""
-        window, row = self._windows.get(id), self._names.rows.get(key)
-        if window is None or row is None:
+        place = self._entries.place(id, key)
+        if place is None:
             return {}
-        used = {node: owner.used(window.index, row) for node, owner in self._owners.items()}
-        return {node: amount for node, amount in used.items() if amount}
+        return {node: owner.sums[place] for node, owner in self._owners.items() if place in owner.sums}
 
     def ages_ms(self, now_ms: int) -> dict[str, int | None]:
         """How old the word is that nothing is lacking of a node; None where it did not come yet.
@@ -445,12 +301,6 @@ class View:
     def entries(self) -> Iterator[tuple[str, MetersId, int, str, int]]:
         """(node, meters, slice, key, amount) of everything that is held."""
         for node, owner in self._owners.items():
-            for bucket in owner.buckets.values():
-                for entry, amount in bucket.items():
-                    slice, window, row = _unpack(entry)
-                    yield node, self._by_index[window].id, slice, self._names.keys[row], amount
-
-
-def _unpack(entry: int) -> tuple[int, int, int]:
-    """Slice, window and row of an entry."""
-    return entry >> _ROW_BITS + _WINDOW_BITS, entry >> _ROW_BITS & _WINDOW_MASK, entry & _ROW_MASK
+            for version in owner.buckets:
+                for entry in self._entries.told(owner, version):
+                    yield node, *entry
