@@ -353,6 +353,11 @@ class Meters:
         done = {id(amounts) for _, amounts in batches}
         self._set_waiting([batch for batch in self.waiting if id(batch[1]) not in done])
 
+    @property
+    def numbers(self) -> list[int]:
+        """The slices that something was charged in."""
+        return list(self._slices)
+
     def rows(self, number: int) -> Collection[int]:
         """The rows that have an amount in a slice."""
         return self._slices.get(number, {}).keys()

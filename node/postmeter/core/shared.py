@@ -71,12 +71,24 @@ class SharedMeters(Meters):
     over, and returns the next.
     """
 
-    __slots__ = ("_settled", "before", "ledger", "moved", "opens", "overdraft", "suspended", "wake", "wake_ms")
+    __slots__ = (
+        "_changed",
+        "_settled",
+        "before",
+        "ledger",
+        "moved",
+        "opens",
+        "overdraft",
+        "suspended",
+        "wake",
+        "wake_ms",
+    )
 
     def __init__(self, id: MetersId, keys: Keys, ledger: SharedLedger) -> None:
         self.ledger = ledger
         self.moved: dict[int, int] = {}
         self._settled: list[int] = []
+        self._changed: dict[str, None] = {}
         self.opens: list[Members] = []
         self.overdraft = 0.0
         self.suspended = False
@@ -185,12 +197,18 @@ class SharedMeters(Meters):
         """Rights go out (`amount` > 0: lent, or a borrowed loan ends) or come in."""
         row = OVERFLOW_ROW if key == OVERFLOW_KEY else self.keys.open(key)
         self.used[row] += amount
+        self._changed[key] = None
         moved = self.moved.get(row, 0) + amount
         if moved:
             self.moved[row] = moved
         else:
             self.moved.pop(row, None)
             self._settled.append(row)
+
+    def take_moved(self) -> dict[str, int]:
+        """What is lent less what is borrowed, of the keys for which that has changed since the last call."""
+        changed, self._changed = self._changed, {}
+        return {key: self.moved.get(row, 0) if (row := self.row_of(key)) is not None else 0 for key in changed}
 
     def tidy(self) -> None:
         """Forget rows whose rights are back. Not in `move`: a decision may have its hand on one."""
