@@ -156,7 +156,8 @@ class Rights:
     `records` are what earlier steps persisted. `alive_ms` is the last time that the node is known to have run while it
     was `confirmed`: while it had seen, since its start, that it is in the roster. `committed_seen` may be set to a
     function that tells for a meter what every node has committed (usage + lent - borrowed) as far as is known, {} if it
-    is not: it saves questions, and no cap depends on it.
+    is not; `used_seen` to one that tells what all others have used. They save questions, and no cap depends on them.
+    What is committed may be out of date in both directions, so only what is used can be a reason to ask nobody.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class Rights:
         self.questions: dict[LoanId, Question] = {}
         self.confirmed = False
         self.committed_seen: Callable[[MetersId, str], Mapping[str, int]] = lambda _, key: {}
+        self.used_seen: Callable[[MetersId, str], int] = lambda _, key: 0
         self._alive_ms = alive_ms
         self._durable = self.roster.generation
         self._announced: dict[int, Members] = {}
@@ -278,7 +280,7 @@ class Rights:
         if now_ms < (book.pause_until_ms if urgent else book.pause_ahead_until_ms) or spare >= amount:
             self._forget(meter)
             return Ready()
-        if amount > self._room(meters, meter[1], now_ms):
+        if amount > (self._unused(meters, meter[1], now_ms) if urgent else self._room(meters, meter[1], now_ms)):
             self._forget(meter)
             return Ready()
         book.search = Search(amount, urgent)
@@ -290,6 +292,10 @@ class Rights:
         others = sum(committed for node, committed in seen.items() if node != self.node)
         own = 0 if row is None else meters.usage(row, now_ms) + meters.moved.get(row, 0)
         return meters.max_of(key) - others - own
+
+    def _unused(self, meters: SharedMeters, key: str, now_ms: int) -> int:
+        """What nobody has used of `max` in the whole cluster, as far as is known: it may be less, but not more."""
+        return meters.max_of(key) - self.used_seen(meters.id, key) - meters.usage(meters.row_of(key), now_ms)
 
     def replenish(self, meters: SharedMeters, rows: Iterable[int], now_ms: int) -> Ready:
         """Borrow ahead of need where less than a quarter of the allowance is left; `rows` were charged of late."""
@@ -341,9 +347,8 @@ class Rights:
             return []
         spares, seen = self._expected(meters, meter, members), bool(self.committed_seen(*meter))
         peers = [node for node in spares if node != self.node and node not in self.roster.stopped]
-        if seen:
-            peers = [node for node in peers if spares[node] > 0]
-        left = [node for node in peers if node not in search.asked]
+        likely = [node for node in peers if spares[node] > 0] if seen else peers
+        left = [node for node in likely if node not in search.asked]
         if left and search.urgent and search.waves:
             return left
         enough = 0
@@ -357,7 +362,7 @@ class Rights:
         search.rounds += 1
         if again and search.rounds < ROUNDS_MAX:
             return again
-        if search.urgent and not search.swept and not seen:
+        if search.urgent and not search.swept:
             search.swept = True
             return peers
         return []
