@@ -32,8 +32,9 @@ bench: $(READY) ## measure the agent beside a C echo server, postfwd and policyd
 	$(BIN)/python -m tests.bench
 
 SEEDS ?= 0:10000
-simulate: $(READY) ## run the rights of a cluster through random trouble: make simulate SEEDS=0:10000
-	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --steps 1000 --jobs 2
+WHAT ?= chaos
+simulate: $(READY) ## run a cluster through random trouble: make simulate SEEDS=0:10000 [WHAT=liveness|healthy]
+	$(BIN)/python -m tests.simulation $(WHAT) --seeds $(SEEDS)
 
 lab: $(READY) ## boot Debian hosts with a cluster on this machine, to watch it and to break it (as root)
 	@tests/packages.sh

@@ -12,6 +12,7 @@ from random import Random
 
 from postmeter.core.effects import Meter
 from postmeter.core.meters import Ledger
+from postmeter.defaults import EXCHANGE_INTERVAL_MS
 from tests.simulation.host import Host
 from tests.simulation.script import Step, play
 from tests.simulation.world import Setting, World
@@ -36,6 +37,11 @@ class Use:
         """Take another one in."""
         for name in ("schedules", "admitted", "ideal", "requests", "wrong", "full"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nearly all is admitted that an ideal counter would, and hardly anybody refused wrongly."""
+        return self.admitted >= 0.99 * self.ideal and self.wrong < 0.001 * self.requests
 
     def __str__(self) -> str:
         return (
@@ -110,7 +116,20 @@ def run(seed: int, steps: int = 600, story: list[str] | None = None) -> Use:
     if random.random() < 0.3:
         limits.append(("domain", "sasl_domain", window_ms, max + random.randrange(max + 1)))
     nodes, users = random.choice((2, 3, 3, 5, 10)), USERS[: random.choice((1, 1, 2, 4))]
-    setting = Setting(nodes, tuple(limits), window_ms // 4, 1_000, 0, 500, 8 * 2 * DELAY_MS, DELAY_MS, 0, 0, seed)
+    setting = Setting(
+        nodes,
+        tuple(limits),
+        lifetime_ms=window_ms // 4,
+        drift_ppm=1_000,
+        overdraft=0,
+        tick_ms=500,
+        borrow_timeout_ms=8 * 2 * DELAY_MS,
+        delay_ms=DELAY_MS,
+        loss=0,
+        twice=0,
+        seed=seed,
+        gossip_ms=EXCHANGE_INTERVAL_MS if seed % 2 else 0,
+    )
     world = HealthyWorld(setting, story)
     world._history = {}
     names = list(world.hosts)

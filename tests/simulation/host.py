@@ -20,6 +20,7 @@ from postmeter.core.request import Parser, Request
 from postmeter.core.rights import STANDING, Rights
 from postmeter.core.roster import Roster
 from postmeter.core.shared import SharedLedger, SharedMeters
+from tests.simulation.gossip import Exchange, Gossip, Turn
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -80,7 +81,7 @@ class Host:
         self.offset_ms = offset_ms
         self.up = False
         self.paused_until_ms = 0.0
-        self.mail: list[tuple[str, Message]] = []
+        self.mail: list[tuple[str, Message | Exchange | Turn]] = []
         self.fuse = -1
         self.next_tick_ms = 0.0
         self.waiting: list[Waiting] = []
@@ -89,6 +90,8 @@ class Host:
         self.rights: Rights
         self.ledger: SharedLedger
         self.policy: Policy
+        self.gossip: Gossip | None = None
+        self.peers = set(roster.members) - {name}
 
     def now_ms(self) -> int:
         """The node's clock."""
@@ -122,6 +125,11 @@ class Host:
         self._do(self.rights.start(now_ms, self.disk.clean))
         self.next_tick_ms = self.world.t_ms
         self.follow()
+        if self.up and self.world.gossip_ms:
+            self.gossip = Gossip(self)
+            self.rights.committed_seen = self.gossip.committed.seen
+            self.rights.used_seen = self.gossip.committed.used
+        self.world.started(self)
 
     def identity(self) -> Identity:
         """What the disk says."""
@@ -139,6 +147,7 @@ class Host:
         """Everything that is not on the disk is gone."""
         self.up = False
         self.fuse = -1
+        self.gossip = None
         self.mail.clear()
         self.waiting.clear()
         self.paused_until_ms = 0
@@ -162,6 +171,8 @@ class Host:
             self._do(self.rights.replenish(meters, rows, now_ms))
         self.ledger.expire(now_ms, 500)
         self._do(self.rights.tend(now_ms))
+        if self.gossip is not None:
+            self.gossip.tend()
         self.waiting = [waiting for waiting in self.waiting if not self._gives_up(waiting)]
 
     def _gives_up(self, waiting: Waiting) -> bool:
@@ -178,6 +189,7 @@ class Host:
     def _follow(self) -> None:
         world, now_ms = self.world, self.now_ms()
         world.registered[self.name] = self.identity()
+        self.peers = {*world.members} - {self.name, *world.stopped}
         if self.disk.max != world.max:
             for id in list(self.ledger.meters):
                 if self.disk.max[id.limit] != world.max[id.limit]:
@@ -187,9 +199,14 @@ class Host:
             self._set_limits(now_ms)
         self._do(self.rights.follow(world.generations, world.stopped, now_ms))
 
-    def hear(self, source: str, message: Message) -> None:
+    def hear(self, source: str, message: Message | Exchange | Turn) -> None:
         """A message arrives."""
-        self._guard(lambda: self._hear(source, message))
+        if isinstance(message, Exchange | Turn):
+            gossip = self.gossip
+            if gossip is not None:
+                self._guard(lambda: gossip.hear(source, message))
+        else:
+            self._guard(lambda: self._hear(source, message))
 
     def _hear(self, source: str, message: Message) -> None:
         self._do(self.rights.receive(source, message, self.now_ms()))
@@ -211,7 +228,7 @@ class Host:
         if not decision.refused:
             if decision.held is not None:
                 self._flush()
-            self._burn()
+            self.burn()
             self.world.admitted(self, waiting.user, waiting.amount)
             return
         seeking = False
@@ -241,7 +258,7 @@ class Host:
             self.crash()
         self.world.acted.add(self)
 
-    def _burn(self) -> None:
+    def burn(self) -> None:
         """One effect is about to happen; or the power fails before it."""
         if self.fuse == 0:
             raise Crashed
@@ -258,12 +275,12 @@ class Host:
         """Each message is an effect."""
         self.world.count_packets(ready.send)
         for to, message in ready.send:
-            self._burn()
+            self.burn()
             self.world.post(self.name, to, message)
 
     def persist(self, ready: Ready) -> None:
         """One transaction."""
-        self._burn()
+        self.burn()
         for where, record in ready.persist:
             if record is None:
                 self.disk.records.pop(where, None)
@@ -281,7 +298,7 @@ class Host:
         charged = []
         batches = [(meters, meters.take_unflushed()) for meters in self.ledger.meters.values()]
         if clean or any(batch for _, batch in batches):
-            self._burn()
+            self.burn()
             self.disk.clean = clean
             self.disk.tolls_ms = list(self.ledger.tolls_ms)
             self._sign_of_life()
@@ -294,6 +311,9 @@ class Host:
                 if key is not None:
                     stored.update(((number, key), amount) for number, amount in meters.slices(row, self.now_ms()))
             meters.flushed(batch)
+            if self.gossip is not None:
+                for number, amounts in batch:
+                    self.gossip.count(meters, number, list(amounts))
             if batch:
                 assert isinstance(meters, SharedMeters)
                 charged.append((meters, charged_rows))

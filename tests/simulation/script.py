@@ -1,7 +1,7 @@
 """Stories: what happens to a cluster, as text. Saved in scenarios/*.txt, made at random by chaos.py.
 
 # comment
-world nodes=3 lifetime=500 drift=10000 overdraft=0 tick=50 timeout=100 delay=5 loss=0 twice=0 seed=1
+world nodes=3 lifetime=500 drift=10000 overdraft=0 tick=50 timeout=100 delay=5 loss=0 twice=0 seed=1 gossip=100
 limit user sasl_username window=2000 max=7
 +120 send n1 alice@a 1      after 120 ms a client sends to one recipient through n1
 +0 cut n1 n2                n2 hears nothing from n1; `cut n1 etcd`: n1 does not see etcd
@@ -135,6 +135,7 @@ _NAMES = {
     "loss": "loss",
     "twice": "twice",
     "seed": "seed",
+    "gossip": "gossip_ms",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from random import Random
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from postmeter.core.meters import MetersId
 from postmeter.core.rights import Rights
 from postmeter.core.roster import Members, Roster
 from postmeter.core.shared import SharedLedger, Terms
+from tests.simulation.gossip import Exchange, Turn
 from tests.simulation.host import Host
 
 
@@ -40,6 +41,8 @@ class Setting(NamedTuple):
     loss: float
     twice: float
     seed: int
+    gossip_ms: int = 0
+    """How often views are exchanged; 0: never, and nodes know nothing of each other's usage."""
 
 
 class World:
@@ -47,6 +50,7 @@ class World:
 
     rights_class = Rights
     patient = False
+    gossip_peers_max = 2
 
     def __init__(self, setting: Setting, story: list[str] | None = None) -> None:
         self.setting = setting
@@ -60,6 +64,7 @@ class World:
         self.overdraft, self.tick_ms = setting.overdraft, setting.tick_ms
         self.borrow_timeout_ms = setting.borrow_timeout_ms
         self.delay_ms, self.loss, self.twice = setting.delay_ms, setting.loss, setting.twice
+        self.gossip_ms = setting.gossip_ms
         # etcd
         names = tuple(f"n{number}" for number in range(1, setting.nodes + 1))
         self.generations: dict[int, Members] = {1: names}
@@ -67,12 +72,12 @@ class World:
         self.registered: dict[str, Identity] = {}
         # the network
         self.cuts: set[tuple[str, str]] = set()
-        self._wire: list[tuple[float, int, str, str, Message]] = []
+        self._wire: list[tuple[float, int, str, str, Message | Exchange | Turn]] = []
         self._posted = 0
         # the count
         self.counts: dict[Meter, deque[tuple[float, int]]] = {}
         self.sums: Counter[Meter] = Counter()
-        self.full = False
+        self.near = self.full = False
         self._earlier: list[tuple[str, int, float]] = []
         self.totals: Counter[str] = Counter()
         self._meters: dict[str, list[Meter]] = {}
@@ -97,6 +102,9 @@ class World:
     ) -> Rights:
         """The rights of a node that starts."""
         return self.rights_class(ledger, incarnation, records, alive_ms)
+
+    def started(self, host: Host) -> None:
+        """A node has started."""
 
     # --- etcd ---------------------------------------------------------------------------------------------------------
 
@@ -137,7 +145,7 @@ class World:
 
     # --- time and the network -----------------------------------------------------------------------------------------
 
-    def post(self, source: str, to: str, message: Message) -> None:
+    def post(self, source: str, to: str, message: Message | Exchange) -> None:
         """A message goes on its way: none, one or two arrive."""
         random = self.random
         self.totals[type(message).__name__] += 1
@@ -152,6 +160,11 @@ class World:
                 delay_ms *= random.choice((1, 3, 30, 100))
             self._posted += 1
             heappush(self._wire, (self.t_ms + delay_ms, self._posted, source, to, message))
+
+    def remind(self, name: str, turn: Turn, after_ms: float) -> None:
+        """Give it back to the node after a while."""
+        self._posted += 1
+        heappush(self._wire, (self.t_ms + after_ms, self._posted, name, name, turn))
 
     def count_packets(self, sends: list[Send]) -> None:
         """Messages of one step to one node travel together."""
@@ -176,14 +189,25 @@ class World:
                 break
         self.t_ms = until_ms
 
-    def _deliver(self, source: str, to: str, message: Message) -> None:
+    @property
+    def under_way_ms(self) -> float:
+        """How long until the last message that is under way arrives."""
+        return max((at_ms for at_ms, *_, message in self._wire if not isinstance(message, Turn)), default=0) - self.t_ms
+
+    def skip(self, by_ms: float) -> None:
+        """Much later: nothing is under way, and nothing has happened meanwhile."""
+        self._wire = [posted for posted in self._wire if isinstance(posted[4], Turn)]
+        heapify(self._wire)
+        self.t_ms += by_ms
+
+    def _deliver(self, source: str, to: str, message: Message | Exchange | Turn) -> None:
         host = self.hosts.get(to)
         if host is None or not host.up or (source, to) in self.cuts:
             return
         if host.paused_until_ms > self.t_ms:
             host.mail.append((source, message))
             return
-        if self.story is not None:
+        if self.story is not None and not isinstance(message, Turn):
             self.note(f"  {to} hears {source}: {tell(message)}")
         host.hear(source, message)
 
@@ -255,8 +279,8 @@ class World:
         used, cap = self.sums[meter], self.cap(meter[0].limit)
         if used > cap:
             raise Broken(f"{meter[0].limit} / {meter[1]}: {used} admitted within a window, the cap is {cap}")
-        if used == self.max[meter[0].limit]:
-            self.full = True
+        self.near |= 10 * used >= 9 * self.max[meter[0].limit]
+        self.full |= used == self.max[meter[0].limit]
 
     def check(self) -> None:
         """Raise AssertionError if two nodes have the same right on a meter that was charged since the last check."""
@@ -276,9 +300,9 @@ class World:
             self.story.append(f"{self.t_ms:8.0f} {line}")
 
 
-def tell(message: Message) -> str:
+def tell(message: Message | Exchange) -> str:
     """A message in short."""
-    fields = [name for name in ("amount", "returned", "generation", "asked_ms") if hasattr(message, name)]
+    fields = [name for name in ("amount", "returned", "generation", "asked_ms", "step") if hasattr(message, name)]
     loan = getattr(message, "loan", None)
     about = f" {loan.borrower}.{loan.incarnation}.{loan.number}" if loan is not None else ""
     return f"{type(message).__name__}{about} " + " ".join(f"{name}={getattr(message, name)}" for name in fields)
