@@ -19,8 +19,8 @@ from tests.simulation.shrink import shrink
 from tests.simulation.world import World
 
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
-PARTS = 6
-NEAR = 50
+PARTS = 10
+NEAR = 30
 """Schedules of a part that came near their cap; others do not count."""
 STEPS = 500
 FIRST = int(os.environ["POSTMETER_SEED"])
