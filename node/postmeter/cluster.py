@@ -97,6 +97,7 @@ class Cluster:
         self._ledger.total_seen = self.view.total
         self.rights = Rights(self._ledger, incarnation, records, alive_ms)
         self._keeper.carry_out(self.rights.start(self._clock.now_ms(), clean))
+        self._reached_s = asyncio.get_running_loop().time()
 
     async def stop(self) -> None:
         """Let peers hear no more of this node."""

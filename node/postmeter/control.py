@@ -170,9 +170,17 @@ class Control(control_pb2_grpc.ControlServicer):
         forgotten: list[pb.Forgotten] = []
         try:
             for key in sorted({_spelled(limit.key, written) for limit in limits}):
-                for id, used in await self._node.reset(key, request.limit or None):
-                    if used:
-                        forgotten.append(_forgotten(id, key, used))
+                used = {
+                    meters.id: self._used_by_all(meters.id, key) for limit in limits for meters in self._meters(limit)
+                }
+                for id, here in await self._node.reset(key, request.limit or None):
+                    used[id] = max(here, used.get(id, 0))
+                forgotten += [_forgotten(id, key, amount) for id, amount in used.items() if amount]
+                if self._follower is not None:
+                    await self._follower.spread_reset(key, request.limit or None)
+        except EtcdError as error:
+            reason = f"forgotten at this node, but the others cannot be told: {error}"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, one_line(reason))
         except StorageError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, one_line(str(error)))
         return pb.ResetResponse(forgotten=forgotten, nearest=[] if forgotten else await self._nearest(written))
@@ -285,6 +293,11 @@ class Control(control_pb2_grpc.ControlServicer):
             slices=[amounts.get(number, 0) for number in numbers],
             parts=self._parts(meters.id, key, now_ms),
         )
+
+    def _used_by_all(self, id: MetersId, key: str) -> int:
+        """What all nodes of a cluster have used, as far as is known."""
+        view = self._node.cluster.view if self._node.cluster is not None else None
+        return view.total(id, key) if view is not None else 0
 
     def _parts(self, id: MetersId, key: str, now_ms: int) -> list[pb.Part]:
         view = self._node.cluster.view if self._node.cluster is not None else None

@@ -133,6 +133,8 @@ ETCD_START_S = 3.0
 JOIN_RETRY_S = 1.0
 # How far a node's state has come is told this often; a backup that is younger cannot be told from it. One fsync each.
 REGISTER_INTERVAL_S = 10.0
+# A node that does not reach etcd for so long misses a reset, and goes on counting what the key has used there.
+RESET_TTL_S = 60
 # What changes at once is told once.
 STATUS_PAUSE_S = 0.2
 # Changes of the roster that are under way; more than machines die at once.

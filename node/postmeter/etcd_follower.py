@@ -2,6 +2,7 @@
 
     <prefix>limits/ overrides/    see etcd_limits.py
     <prefix>status/<id>           what this node follows, and what it refuses: for `postmeter nodes`, and for people
+    <prefix>resets/<number>       usage of a key is to be forgotten by all nodes; there for RESET_TTL_S
 
 The limits that are in force are kept in the state directory, for a start while etcd is away. A change is in force as
 soon as etcd tells; many that come at once are put into force together.
@@ -14,13 +15,14 @@ import json
 import logging
 from contextlib import suppress
 from typing import Any, NoReturn
+from uuid import uuid4
 
 from postmeter import __version__, logs
-from postmeter.defaults import ETCD_START_S, REGISTER_INTERVAL_S, STATUS_PAUSE_S
-from postmeter.errors import EtcdError
+from postmeter.defaults import ETCD_START_S, REGISTER_INTERVAL_S, RESET_TTL_S, STATUS_PAUSE_S
+from postmeter.errors import EtcdError, StorageError
 from postmeter.etcd import Etcd
 from postmeter.etcd_limits import EtcdLimits
-from postmeter.membership import Membership
+from postmeter.membership import Membership, read_json
 from postmeter.mirror import Mirror, Update
 from postmeter.node import Node, keep
 
@@ -38,6 +40,7 @@ class EtcdFollower:
         self._mirror = Mirror(self._etcd, self._prefix, self._take, self._set_health)
         self._limits = EtcdLimits()
         self._kept = settings.state_dir / "etcd-limits.yaml"
+        self._resets: set[str] = set()
         self._listed = asyncio.Event()
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -79,6 +82,7 @@ class EtcdFollower:
         if self._limits.take(update):
             self._put_in_force()
             await asyncio.to_thread(keep, self._kept, self._limits.dump())
+        self._take_resets(update)
         self._listed.set()
         if self.membership is not None:
             self.membership.take(update)
@@ -100,6 +104,35 @@ class EtcdFollower:
         self._limits.load(text)
         logs.event(logging.WARNING, "last good limits in force", file=self._kept, reason="etcd does not answer")
         self._put_in_force()
+
+    # --- resets -------------------------------------------------------------------------------------------------------
+
+    async def spread_reset(self, key: str, limit: str | None) -> None:
+        """Let the other nodes forget what a key has used. Raises EtcdError."""
+        number = uuid4().hex
+        self._resets.add(number)
+        value = json.dumps({"key": key, "limit": limit, "node": self._node.settings.node}).encode()
+        await self._etcd.put(f"{self._prefix}resets/{number}", value, await self._etcd.grant(RESET_TTL_S))
+
+    def _take_resets(self, update: Update) -> None:
+        """Do what is new since this node follows etcd; what was there before it may have missed."""
+        for name, entry in update.changes.items():
+            number = name.removeprefix("resets/")
+            if entry is None or number == name or number in self._resets:
+                self._resets.discard(number)
+                continue
+            self._resets.add(number)
+            reset = read_json(entry.value)
+            key, limit = reset.get("key"), reset.get("limit")
+            if self._listed.is_set() and isinstance(key, str) and isinstance(limit, str | None):
+                logs.event(logging.INFO, "reset asked for", key=key, limit=limit, node=reset.get("node"))
+                self._tasks.append(asyncio.create_task(self._reset(key, limit)))
+
+    async def _reset(self, key: str, limit: str | None) -> None:
+        try:
+            await self._node.reset(key, limit)
+        except StorageError as error:
+            logs.event(logging.ERROR, "reset not stored yet", key=key, reason=error)
 
     # --- status -------------------------------------------------------------------------------------------------------
 

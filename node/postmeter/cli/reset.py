@@ -1,7 +1,8 @@
 """reset: forget what a key has used.
 
 Forgets what a key has used, so that it may send again at once. Does not ask whether you are sure. It is on the disk
-when the command ends.
+when the command ends. In a cluster the other nodes are told through etcd and follow at once; one that does not reach
+etcd for a minute goes on counting what was used there.
 """
 
 from __future__ import annotations
