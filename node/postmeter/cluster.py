@@ -12,7 +12,6 @@ Peers talk to it as link.Handler says. Every step of the core returns what must 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -81,8 +80,8 @@ class Cluster:
         self._keeper = RecordKeeper(storage, clock, self._transmit, self._stored, self._storage_changed, self.alive_ms)
         self._announced: Mapping[int, Members] = {}
         self._digests: dict[str, Digest] = {}
-        self._waiting: dict[Meter, deque[_Waiting]] = {}
-        self._waiting_count = 0
+        self._waiting: dict[Meter, dict[int, _Waiting]] = {}
+        self._waiting_count = self._waiting_number = 0
         self._reached_s = 0.0
         self._peers_reason = "none has been reached yet"
 
@@ -190,14 +189,14 @@ class Cluster:
     def wait(self, wanted: Wanted, timeout_ms: int, resume: Callable[[], None]) -> None:
         """Call `resume` when that could be charged, or cannot be hoped for, or after the time."""
         meter, amount = wanted
-        # All wait equally long, so the first in a queue is the first to give up.
-        timer = asyncio.get_running_loop().call_later(timeout_ms / 1000, self._resume, meter)
-        self._waiting.setdefault(meter, deque()).append(_Waiting(amount, resume, timer))
+        number = self._waiting_number = self._waiting_number + 1
+        timer = asyncio.get_running_loop().call_later(timeout_ms / 1000, self._resume, meter, number)
+        self._waiting.setdefault(meter, {})[number] = _Waiting(amount, resume, timer)
         self._waiting_count += 1
 
-    def _resume(self, meter: Meter) -> None:
+    def _resume(self, meter: Meter, number: int) -> None:
         queue = self._waiting[meter]
-        waiting = queue.popleft()
+        waiting = queue.pop(number)
         if not queue:
             del self._waiting[meter]
         self._waiting_count -= 1
@@ -207,19 +206,18 @@ class Cluster:
     def _resume_some(self) -> None:
         """Whoever need not wait any longer goes on; not too many in one go."""
         left = RESUME_MAX
-        for meter in list(self._waiting):
-            for _ in range(min(left, len(self._waiting[meter]))):
-                if meter in self._waiting and self._may_resume(meter):
-                    self._resume(meter)
-                    left -= 1
+        for meter, queue in list(self._waiting.items()):
+            for number, waiting in list(islice(queue.items(), left)):
+                if not self._may_resume(meter, waiting.amount):
+                    break
+                self._resume(meter, number)
+                left -= 1
         if not left:
             asyncio.get_running_loop().call_soon(self._resume_some)
 
-    def _may_resume(self, meter: Meter) -> bool:
+    def _may_resume(self, meter: Meter, amount: int) -> bool:
         assert self.rights is not None
-        if not self.rights.is_seeking(meter):
-            return True
-        return self.rights.spare(meter, self._clock.now_ms()) >= self._waiting[meter][0].amount
+        return not self.rights.is_seeking(meter) or self.rights.spare(meter, self._clock.now_ms()) >= amount
 
     # --- peers --------------------------------------------------------------------------------------------------------
 

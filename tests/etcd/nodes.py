@@ -33,7 +33,13 @@ class Node(Agent):
         settings = {
             "node": name,
             "etcd": {"endpoints": server.endpoint},
-            "cluster": {"listen": self.address, "exchange_interval": "100ms", **cluster},
+            # The machine may be busy: nobody is to be refused because a peer took long.
+            "cluster": {
+                "listen": self.address,
+                "exchange_interval": "100ms",
+                "borrow_timeout": "5s",
+                **cluster,
+            },
         }
         super().__init__(directory, limits="limits: {}", listen=[f"inet:127.0.0.1:{policy}"], settings=settings)
         self._policy = PolicyConnection(policy, name)
