@@ -18,6 +18,7 @@ from itertools import islice
 from typing import NoReturn
 
 from postmeter.clock import Clock
+from postmeter.core.committed import Committed
 from postmeter.core.effects import Message, Meter, Place, Put, Record, Send
 from postmeter.core.meters import Meters, MetersId
 from postmeter.core.policy import Decision
@@ -27,9 +28,11 @@ from postmeter.core.shared import SharedLedger, SharedMeters
 from postmeter.core.view import Digest, View
 from postmeter.defaults import (
     BOOKS_LOOKED_AT_MAX,
+    COMMITTED_INTERVAL_S,
     DELTA_ENTRIES_MAX,
     EXPIRE_ENTRIES_MAX,
     EXPIRE_PAUSE_S,
+    FLUSH_ROWS_MAX,
     HEAR_MESSAGES_MAX,
     ISOLATED_S,
     RESUME_MAX,
@@ -73,6 +76,7 @@ class Cluster:
         self.rights: Rights | None = None
         self.view: View | None = None
         self.peers: Peers | None = None
+        self._committed: Committed | None = None
         self._node_settings = settings
         self._ledger = ledger
         self._clock = clock
@@ -83,6 +87,7 @@ class Cluster:
         self._waiting: dict[Meter, dict[int, _Waiting]] = {}
         self._waiting_count = self._waiting_number = 0
         self._reached_s = 0.0
+        self._begun = asyncio.Event()
         self._peers_reason = "none has been reached yet"
 
     async def begin(
@@ -95,8 +100,11 @@ class Cluster:
         self.view = View(roster.node, incarnation)
         self._ledger.total_seen = self.view.total
         self.rights = Rights(self._ledger, incarnation, records, alive_ms)
+        self._committed = Committed(self.view)
+        self.rights.committed_seen, self.rights.used_seen = self._committed.seen, self._committed.used
         self._keeper.carry_out(self.rights.start(self._clock.now_ms(), clean))
         self._reached_s = asyncio.get_running_loop().time()
+        self._begun.set()
 
     async def stop(self) -> None:
         """Let peers hear no more of this node."""
@@ -124,10 +132,24 @@ class Cluster:
         """These rows have been charged, and have so much in a slice by now."""
         if self.rights is None or self.view is None or not isinstance(meters, SharedMeters):
             return
-        now_ms, names = self._clock.now_ms(), meters.keys.names
+        self._count(meters, slice, rows, amounts)
+        self._keeper.carry_out(self.rights.replenish(meters, rows, self._clock.now_ms()))
+
+    def _count(self, meters: Meters, slice: int, rows: list[int], amounts: list[int]) -> None:
+        assert self.view is not None
+        names = meters.keys.names
         sums = [(name, amount) for row, amount in zip(rows, amounts, strict=True) if (name := names[row]) is not None]
-        self.view.count(meters.id, slice, sums, now_ms)
-        self._keeper.carry_out(self.rights.replenish(meters, rows, now_ms))
+        self.view.count(meters.id, slice, sums, self._clock.now_ms())
+
+    async def _count_all(self) -> None:
+        """Tell what was used before this run."""
+        for meters in list(self._ledger.meters.values()):
+            for number in list(meters.numbers):
+                rows = list(meters.rows(number))
+                for start in range(0, len(rows), FLUSH_ROWS_MAX):
+                    portion = rows[start : start + FLUSH_ROWS_MAX]
+                    self._count(meters, number, portion, meters.sums(number, portion))
+                    await asyncio.sleep(0)
 
     # --- the disk -----------------------------------------------------------------------------------------------------
 
@@ -269,6 +291,7 @@ class Cluster:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keeper.run())
             tasks.create_task(self._tend())
+            tasks.create_task(self._gossip())
             tasks.create_task(self._tidy())
 
     async def _tend(self) -> NoReturn:
@@ -278,12 +301,25 @@ class Cluster:
                 self._resume_some()
             await asyncio.sleep(TEND_INTERVAL_S)
 
+    async def _gossip(self) -> NoReturn:
+        """Tell the view what was used, lent and borrowed here, and forget what is over."""
+        await self._begun.wait()
+        await self._count_all()
+        assert self.view is not None
+        assert self._committed is not None
+        while True:
+            now_ms = self._clock.now_ms()
+            for meters in list(self._ledger.meters.values()):
+                for key, moved in meters.take_moved().items() if isinstance(meters, SharedMeters) else ():
+                    self._committed.note(meters.id, key, moved, now_ms)
+            more = self._committed.refresh(now_ms, EXPIRE_ENTRIES_MAX)
+            more |= self.view.expire(now_ms, EXPIRE_ENTRIES_MAX)
+            await asyncio.sleep(EXPIRE_PAUSE_S if more else COMMITTED_INTERVAL_S)
+
     async def _tidy(self) -> NoReturn:
         while True:
-            more = self.view is not None and self.view.expire(self._clock.now_ms(), EXPIRE_ENTRIES_MAX)
-            if not more:
-                self._look_after_peers()
-            await asyncio.sleep(EXPIRE_PAUSE_S if more else TIDY_INTERVAL_S)
+            self._look_after_peers()
+            await asyncio.sleep(TIDY_INTERVAL_S)
 
     def _look_after_peers(self) -> None:
         """Tell who is not reached; with nobody for a while, the overdraft may be used."""

@@ -123,6 +123,8 @@ WAITING_MAX = 10_000
 RESUME_MAX = 20
 # Nobody was reached for so long: this node may use its overdraft.
 ISOLATED_S = 10.0
+# What was lent and borrowed is told the others with the next exchange, which comes every second.
+COMMITTED_INTERVAL_S = 0.2
 # What a peer lacks is looked up for so many entries at a time, some 2 ms; it asks again if there is more.
 DELTA_ENTRIES_MAX = 2_000
 # How much is lent and borrowed is told of so many meters, the first that there are.

@@ -33,6 +33,7 @@ import grpc
 from postmeter import logs
 from postmeter.certificates import CertificateFiles
 from postmeter.core.effects import Message
+from postmeter.core.gossip import Rounds
 from postmeter.core.identity import machine_of
 from postmeter.defaults import (
     ANSWERS_MAX,
@@ -189,15 +190,14 @@ class Peers:
         return [link.state() for link in self._links.values()]
 
     async def _exchange_forever(self) -> None:
-        interval_s = self._settings.exchange_interval_ms / 1000
+        loop = asyncio.get_running_loop()
+        rounds = Rounds(random.shuffle, self._settings.exchange_interval_ms, self._settings.exchange_peers)
         while True:
-            links = [link for link in self._links.values() if not link.is_exchanging]
-            chosen = random.sample(links, min(len(links), self._settings.exchange_peers))
-            for link in chosen:
-                self._run(self._exchange_with(link))
-                await asyncio.sleep(interval_s / len(chosen))
-            if not chosen:
-                await asyncio.sleep(interval_s)
+            now_ms = _ms(loop.time())
+            node = rounds.next([node for node, link in self._links.items() if not link.is_exchanging], now_ms)
+            if node is not None:
+                self._run(self._exchange_with(self._links[node]))
+            await asyncio.sleep((rounds.due_ms - now_ms) / 1000)
 
     @staticmethod
     async def _exchange_with(link: Link) -> None:
