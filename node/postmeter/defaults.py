@@ -137,6 +137,8 @@ JOIN_RETRY_S = 1.0
 REGISTER_INTERVAL_S = 10.0
 # A node that does not reach etcd for so long misses a reset, and goes on counting what the key has used there.
 RESET_TTL_S = 60
+# Who has more problems reads no further.
+STATUS_PROBLEMS_MAX = 100
 # What changes at once is told once.
 STATUS_PAUSE_S = 0.2
 # Changes of the roster that are under way; more than machines die at once.
@@ -179,6 +181,14 @@ ETCD_PORTION_KEYS = 500
 # What is kept of etcd at most: twice as many overrides as are used, and what is refused.
 ETCD_KEYS_MAX = 400_000
 ETCD_BYTES_MAX = 256 * 1024 * 1024
+# One value. A limit with many conditions has 2 kB.
+LIMIT_BYTES_MAX = 64 * 1024
+OVERRIDE_BYTES_MAX = 4 * 1024
+OVERRIDES_MAX = 200_000
+# Overrides that are put alike are read once: most are one of few numbers.
+OVERRIDE_TEXTS_MAX = 10_000
+# So many are read before Postfix is answered again: 0.01 ms each, or 0.1 if all are written differently.
+ETCD_SETTLE_KEYS = 20
 # A node that is gone is shown as gone after so long; it says that it is there three times in that time.
 PRESENCE_TTL_S = 10
 # What lasts is logged again so often.

@@ -21,11 +21,12 @@ document, and more than DEPTH_MAX levels. A mapping of which everything is comme
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -132,6 +133,9 @@ def compose(text: str, problems: Problems) -> Node:
         line = text.count("\n", 0, control.start()) + 1
         problems.add(line, "", RefusedError(f"contains the control character {quote(control[0])}", "remove it"))
         raise problems.error()
+    root = _from_json(text, problems)
+    if root:
+        return root
     try:
         return _Composer(text, problems).root()
     except (yaml.YAMLError, ValueError, OverflowError) as error:
@@ -139,6 +143,50 @@ def compose(text: str, problems: Problems) -> Node:
         line = mark.line + 1 if mark else 1
         problems.add(line, "", _explain(error, text.split("\n")[line - 1 : line]))
         raise problems.error() from None
+
+
+def _from_json(text: str, problems: Problems) -> Node | None:
+    """The root of a mapping in one line of JSON, which is YAML that can be read four times as fast; None if it is not.
+
+    If something is wrong it is left to YAML to say what.
+    """
+    if text[:1] != "{" or "\n" in text:
+        return None
+    try:
+        value = _JSON.decode(text)
+        if "\\u" in text:
+            # Half a pair of surrogates is no character.
+            json.dumps(value, ensure_ascii=False).encode()
+        return _filled(Node("", 1, "", None, problems), value, 0)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError
+    return entries
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_int=str, parse_float=str, parse_constant=str)
+
+
+def _filled(node: Node, value: Any, depth: int) -> Node:
+    """The node, with a value of JSON. Raises ValueError if it is nested too deep."""
+    if depth > DEPTH_MAX:
+        raise ValueError
+
+    def inner(name: str, each: Any) -> Node:
+        return _filled(Node("", 1, name, node, node.problems), each, depth + 1)
+
+    if isinstance(value, dict):
+        node.value = {name: inner(name, each) for name, each in value.items()}
+    elif isinstance(value, list):
+        node.value = [inner(f"[{place}]", each) for place, each in enumerate(value, 1)]
+    else:
+        node.value = value if isinstance(value, str) else json.dumps(value)
+    return node
 
 
 class _Composer:

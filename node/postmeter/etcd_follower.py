@@ -1,6 +1,6 @@
 """What lies in etcd, followed by this node: limits and overrides are put into force, and what it follows is told.
 
-    <prefix>limits/ overrides/    see etcd_limits.py
+    <prefix>limits/ overrides/    see limits_follower.py
     <prefix>status/<id>           what this node follows, and what it refuses: for `postmeter nodes`, and for people
     <prefix>resets/<number>       usage of a key is to be forgotten by all nodes; there for RESET_TTL_S
 
@@ -21,10 +21,10 @@ from postmeter import __version__, logs
 from postmeter.defaults import ETCD_START_S, REGISTER_INTERVAL_S, RESET_TTL_S, STATUS_PAUSE_S
 from postmeter.errors import EtcdError, StorageError
 from postmeter.etcd import Etcd
-from postmeter.etcd_limits import EtcdLimits
+from postmeter.limits_follower import LimitsFollower
 from postmeter.membership import Membership, read_json
 from postmeter.mirror import Mirror, Update
-from postmeter.node import Node, keep
+from postmeter.node import Node
 
 
 class EtcdFollower:
@@ -38,8 +38,7 @@ class EtcdFollower:
         self._prefix = settings.etcd.prefix
         self._etcd = Etcd(settings.etcd)
         self._mirror = Mirror(self._etcd, self._prefix, self._take, self._set_health)
-        self._limits = EtcdLimits()
-        self._kept = settings.state_dir / "etcd-limits.yaml"
+        self._limits = LimitsFollower(node, self._mirror)
         self._resets: set[str] = set()
         self._listed = asyncio.Event()
         self._changed = asyncio.Event()
@@ -56,13 +55,14 @@ class EtcdFollower:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._listed.wait(), ETCD_START_S)
         if not self._listed.is_set():
-            self._take_kept()
+            await self._limits.load()
         if self.membership is not None:
             await self.membership.begin(seen=self._listed.is_set())
 
     async def run(self) -> None:
         """Until cancelled. Raises ClusterError when this process must stop."""
         self._node.on_health.append(self._changed.set)
+        self._tasks.append(asyncio.create_task(self._limits.run()))
         self._tasks.append(asyncio.create_task(self._tell_status()))
         if self.membership is not None:
             await self.membership.run()
@@ -76,34 +76,15 @@ class EtcdFollower:
             await self.membership.leave()
         await self._etcd.close()
 
-    # --- limits -------------------------------------------------------------------------------------------------------
+    # --- following ----------------------------------------------------------------------------------------------------
 
     async def _take(self, update: Update) -> None:
-        if self._limits.take(update):
-            self._put_in_force()
-            await asyncio.to_thread(keep, self._kept, self._limits.dump())
+        await self._limits.take(update)
         self._take_resets(update)
         self._listed.set()
         if self.membership is not None:
             self.membership.take(update)
         self._changed.set()
-
-    def _put_in_force(self) -> None:
-        self._node.put_in_force(self._limits.limits)
-        self._node.set_trouble("limits", "")
-
-    def _take_kept(self) -> None:
-        """The limits that were in force when this node ran last."""
-        try:
-            text = self._kept.read_text("utf-8")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            logs.event(logging.ERROR, "last good limits cannot be read", file=self._kept, error=error)
-            return
-        self._limits.load(text)
-        logs.event(logging.WARNING, "last good limits in force", file=self._kept, reason="etcd does not answer")
-        self._put_in_force()
 
     # --- resets -------------------------------------------------------------------------------------------------------
 
@@ -159,7 +140,7 @@ class EtcdFollower:
         status: dict[str, object] = {
             "version": __version__,
             "revision": self._limits.revision,
-            "refused": self._limits.refused,
+            "refused": self._limits.refused(),
             "troubles": {part: reason for part, reason in self._node.health.items() if reason},
         }
         if self.membership is None:

@@ -18,7 +18,9 @@
           big@example.org: {1h: 500}    # the other windows stay; with one window, just a number
           boss@example.org: unlimited
           evil@example.org: blocked
-          fair@example.org: {max: {24h: 5000}, until: 2027-01-31, note: the fair}
+          fair@example.org: {max: {24h: 5000}, until: 2027-01-31, note: the fair, author: kim}
+        note: after the break-in in May # both are only shown
+        author: kim
 
 Windows are written 90s, 90m, 24h, 7d. Sizes are bytes, or decimal as disks and mail clients count them (kB, MB, GB, TB:
 25MB is 25,000,000), or binary (KiB, MiB, GiB, TiB: 25MiB is 26,214,400). `until` is the first moment after the
@@ -32,10 +34,10 @@ answers_document.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import ip_network
 
 from postmeter.answers_document import read_action, read_template
@@ -53,7 +55,7 @@ from postmeter.core.limits import (
     duration_text,
 )
 from postmeter.core.meters import UNLIMITED
-from postmeter.core.request import DERIVED, KNOWN, single
+from postmeter.core.request import DERIVED, KNOWN, Request, single
 from postmeter.defaults import LIMITS_MAX, WINDOW_MS_MAX, WINDOW_MS_MIN
 from postmeter.documents import (
     Node,
@@ -76,7 +78,10 @@ from postmeter.documents import (
 AMOUNT_MAX = 10**15
 
 _REQUIRED = {"key": "key: sasl_username", "count": "count: recipients", "max": "max: {1h: 200, 24h: 1000}"}
-_KNOWN = (*_REQUIRED, "per", "match", "on_exceed", "text", "shadow", "overdraft", "exempt", "overrides")
+_KNOWN = (
+    *_REQUIRED,
+    *("per", "match", "on_exceed", "text", "shadow", "overdraft", "exempt", "overrides", "note", "author"),
+)
 _NAME = re.compile("[a-z0-9][a-z0-9_.-]{0,63}")
 _COUNTS: tuple[Count, ...] = ("messages", "recipients", "bytes")
 
@@ -133,6 +138,8 @@ def read_limit(name: str, node: Node) -> Limit:
         shadow=take(entries, "shadow", boolean, False),
         overdraft=take(entries, "overdraft", _part, 0.0),
         overrides=take(entries, "overrides", partial(_overrides, key=key, windows=windows, count=count), {}),
+        note=take(entries, "note", _remark, ""),
+        author=take(entries, "author", _remark, ""),
         line=node.line,
     )
     if limit.count == "bytes" and limit.needs_recipient:
@@ -141,6 +148,29 @@ def read_limit(name: str, node: Node) -> Limit:
     if "text" in entries and limit.action not in ACTIONS:
         entries["text"].refuse("is not used beside this on_exceed", "put the text into on_exceed, and remove this one")
     return limit
+
+
+def read_override(node: Node, windows: Collection[int], count: Count | None) -> Override:
+    """An override of a limit with these windows. Raises RefusedError, or notes its problems where the node's are."""
+    maxes = partial(_maxes, windows=windows, count=count)
+    if not isinstance(node.value, dict) or any(name[:1].isdigit() for name in node.value):
+        return Override(maxes(node))
+    entries = fields(node, ("max", "until", "note", "author"), {"max": "max: 1000"})
+    return Override(
+        max=take(entries, "max", maxes, {}),
+        until_s=take(entries, "until", _until, None),
+        note=take(entries, "note", _remark, ""),
+        author=take(entries, "author", _remark, ""),
+    )
+
+
+def fold(key: Key, text: str) -> str:
+    """A key as it will be cut from requests. Raises RefusedError."""
+    texts = text.split(",") if len(key.parts) > 1 else [text]
+    if key.parts and len(texts) != len(key.parts):
+        names = ",".join(part.attribute for part in key.parts)
+        raise RefusedError(f"{quote(text)} is not one value each of {names}", "write them joined by commas")
+    return ",".join(_fold_part(part, value) for part, value in zip(key.parts, texts, strict=False))
 
 
 def _limits(node: Node) -> list[Limit]:
@@ -191,13 +221,9 @@ def _bits(node: Node, most: int) -> int:
     return int(text)
 
 
-def _fold(key: Key, text: str) -> str:
-    """A key as it will be cut from requests."""
-    texts = text.split(",") if len(key.parts) > 1 else [text]
-    if key.parts and len(texts) != len(key.parts):
-        names = ",".join(part.attribute for part in key.parts)
-        raise RefusedError(f"{quote(text)} is not one value each of {names}", "write them joined by commas")
-    return ",".join(_fold_part(part, value) for part, value in zip(key.parts, texts, strict=False))
+@lru_cache(maxsize=LIMITS_MAX)
+def _cut(part: KeyPart) -> Callable[[Request], str]:
+    return Key((part,)).compile()
 
 
 def _fold_part(part: KeyPart, text: str) -> str:
@@ -206,7 +232,7 @@ def _fold_part(part: KeyPart, text: str) -> str:
         value, _, bits = text.partition("/")
     elif name in DERIVED:
         name, value = DERIVED[name], f"@{text}"
-    folded = Key((part,)).compile()(single(name, value))
+    folded = _cut(part)(single(name, value))
     if not folded or (part.attribute in DERIVED and "@" in text):
         raise RefusedError(f"{quote(text)} is no {part.attribute}", "write it as the requests have it")
     if bits and bits != str(ip_network(folded).prefixlen):
@@ -221,7 +247,7 @@ def _exempt(node: Node, key: Key) -> _Exempt:
         if isinstance(item.value, dict):
             several.append(attempt(item, read_conditions, ()))
         else:
-            keys.append(attempt(item, lambda item: _fold(key, scalar(item, "write a key, or conditions")), ""))
+            keys.append(attempt(item, lambda item: fold(key, scalar(item, "write a key, or conditions")), ""))
     return frozenset(keys), tuple(several)
 
 
@@ -298,26 +324,17 @@ def _by_window(node: Node, amount: Callable[[Node], int]) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def _overrides(node: Node, key: Key, windows: Mapping[int, int], count: Count | None) -> dict[str, Override]:
+def _overrides(node: Node, key: Key, windows: Collection[int], count: Count | None) -> dict[str, Override]:
     found: dict[str, Override] = {}
     for entry in mapping(node).values():
-        folded = attempt(entry, lambda entry: _fold(key, entry.name), "")
+        folded = attempt(entry, lambda entry: fold(key, entry.name), "")
         if folded and folded in found:
             entry.refuse("is a key that stands there already, in another spelling", "remove one of them")
-        found[folded] = attempt(entry, partial(_override, windows=windows, count=count), Override({}))
+        found[folded] = attempt(entry, partial(read_override, windows=windows, count=count), Override({}))
     return found
 
 
-def _override(node: Node, windows: Mapping[int, int], count: Count | None) -> Override:
-    maxes = partial(_maxes, windows=windows, count=count)
-    if not isinstance(node.value, dict) or any(name[:1].isdigit() for name in node.value):
-        return Override(maxes(node))
-    entries = fields(node, ("max", "until", "note"), {"max": "max: 1000"})
-    note = take(entries, "note", lambda note: scalar(note, "write a note, or remove it"), "")
-    return Override(take(entries, "max", maxes, {}), take(entries, "until", _until, None), note)
-
-
-def _maxes(node: Node, windows: Mapping[int, int], count: Count | None) -> dict[int, int]:
+def _maxes(node: Node, windows: Collection[int], count: Count | None) -> dict[int, int]:
     if not isinstance(node.value, dict):
         most = _share(node, count)
         if len(windows) > 1 and most not in _WORDS.values():
@@ -342,3 +359,7 @@ def _until(node: Node) -> float:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         raise RefusedError(f"{quote(text)} is no date", right) from None
+
+
+def _remark(node: Node) -> str:
+    return scalar(node, "write some words, or remove it")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -235,6 +237,43 @@ def test_values_are_quoted_short_and_on_one_line() -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     """Nothing but ConfigError is raised, whatever the text, and every problem has a source, a line and a remedy."""
     assert all(re.match("x.yaml:[0-9]+: .*; ", problem) for problem in problems_of(text))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text('abc:#-{}[]\u00e9\\"\n\t '),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab: {"), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text("ab"), JSON, max_size=3), st.booleans())
+def test_json_is_read_like_yaml(value: object, escaped: bool) -> None:
+    """The quick way gives the same values and paths as the long one, which a line break before it forces."""
+    text = json.dumps(value, ensure_ascii=escaped)
+    quick, long = (compose(each, Problems("x.yaml")) for each in (text, "\n" + text))
+    assert [(path, plain(node)) for path, node in nodes(long)] == [(path, plain(node)) for path, node in nodes(quick)]
+    assert {1} == {node.line for _, node in nodes(quick)}
+
+
+def test_json_has_characters_that_yaml_cannot_escape() -> None:
+    """Programs write them so. Half of one is none."""
+    assert {"a": "\U0001f600"} == plain(compose('{"a": "\\ud83d\\ude00"}', Problems("x.yaml")))
+    assert [] != problems_of('{"a": "\\ud83d"}')
+
+
+def nodes(node: Node) -> Iterator[tuple[str, Node]]:
+    """A node and all below it, with their paths."""
+    yield node.path, node
+    inner = node.value.values() if isinstance(node.value, dict) else node.value if isinstance(node.value, list) else ()
+    for each in inner:
+        yield from nodes(each)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": {"b": 1, "b": 1}}', '{"a": 1}}', "{" + '"a": {' * 60])
+def test_json_that_is_wrong_is_refused_like_yaml(text: str) -> None:
+    """In the same words."""
+    long = [re.sub("(line |:)2", r"\g<1>1", problem) for problem in problems_of("\n" + text)]
+    assert long == problems_of(text) != []
 
 
 @given(st.binary())

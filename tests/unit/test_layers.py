@@ -19,20 +19,19 @@ LAYERS = {
     "process": {"agent"},
     "who asks the node": {"postfix", "control"},
     "what it follows": {"etcd_follower"},
-    "its place in the cluster": {"membership"},
+    "its place in the cluster, and its limits": {"membership", "limits_follower"},
     "node": {"node"},
     "node's parts": {"flusher", "cluster"},
     "cluster's part": {"record_keeper"},
     "time": {"clock"},
     "storage": {"storage"},
-    "limits in etcd": {"etcd_limits"},
     "etcd": {"mirror", "presence"},
     "etcd's client": {"etcd"},
     "checks": {"lint"},
     "peers": {"peers"},
     "their parts": {"link", "certificates"},
     "the machine": {"sockets", "wiring"},
-    "what lies there": {"roster_document"},
+    "what lies there": {"roster_document", "etcd_limits", "limits_copy"},
     "documents": {"settings", "limits_document"},
     "parts of documents": {"answers_document", "conditions_document"},
     "speech": {"speech"},
@@ -62,8 +61,8 @@ AT_HOME = {
     "signal": {"agent", "cli"},
     "cryptography": {"certificates"},
     "asyncio": set(
-        """agent cluster control etcd etcd_follower flusher link membership mirror node peers postfix presence
-        record_keeper speech""".split()
+        """agent cluster control etcd etcd_follower flusher limits_follower link membership mirror node peers postfix
+        presence record_keeper speech""".split()
     ),
     "threading": set(),
     "concurrent": {"storage"},

@@ -145,13 +145,21 @@ def test_overrides() -> None:
     hour = {"big@example.org": 5000, "evil@x": 0, "boss@x": UNLIMITED, "a@x": 3}
     assert {key: {HOUR_MS: most} for key, most in hour.items()} == maxes
     several = limit(
-        max="{1h: 5, 24h: 50}", overrides="{a: {24h: 9}, b: blocked, c: {max: {1h: unlimited}, note: ours}}"
+        max="{1h: 5, 24h: 50}",
+        overrides="{a: {24h: 9}, b: blocked, c: {max: {1h: unlimited}, note: ours, author: kim}}",
     )
     assert {
         "a": Override({DAY_MS: 9}),
         "b": Override({HOUR_MS: 0, DAY_MS: 0}),
-        "c": Override({HOUR_MS: UNLIMITED}, note="ours"),
+        "c": Override({HOUR_MS: UNLIMITED}, note="ours", author="kim"),
     } == several.overrides
+
+
+def test_remarks() -> None:
+    """Of a limit, too: why, and who."""
+    read = limit(note="after the break-in", author="kim")
+    assert ("after the break-in", "kim") == (read.note, read.author)
+    assert ("", "") == (limit().note, limit().author)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ class Override:
     max: Mapping[int, int]
     until_s: float | None = None
     note: str = ""
+    author: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,8 @@ class Limit:
     shadow: bool = False
     overdraft: float = 0.0
     overrides: Mapping[str, Override] = field(default_factory=dict)
+    note: str = ""
+    author: str = ""
     line: int = field(default=0, compare=False)
 
     @property
