@@ -139,6 +139,8 @@ REGISTER_INTERVAL_S = 10.0
 RESET_TTL_S = 60
 # Who has more problems reads no further.
 STATUS_PROBLEMS_MAX = 100
+# Of overrides that change at once, so many are logged; a control panel may put thousands.
+OVERRIDES_LOGGED_MAX = 20
 # What changes at once is told once.
 STATUS_PAUSE_S = 0.2
 # Changes of the roster that are under way; more than machines die at once.

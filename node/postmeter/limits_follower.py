@@ -34,33 +34,48 @@ class LimitsFollower:
         self._copy = LimitsCopy(node.settings.state_dir / "etcd-limits.jsonl")
         self._in_force: list[Limit] | None = None
         self._heard = False
+        self._emptied = False
         self._settling = asyncio.Lock()
 
     async def take(self, update: Update) -> None:
         """Put what changed into force."""
         self._heard = True
+        if update.listed and not any(key.startswith(LIMITS) for key in self._mirror.entries):
+            if self._in_force is None:
+                await self._load("etcd has no limits")
+            if self._in_force and (update.broken or not self.revision):
+                # Nobody deletes all limits and wants mail to go on without any: this etcd was emptied, or is a new one.
+                logs.event(logging.ERROR, "last good limits stay in force", reason="etcd has no limits any more")
+                self._emptied = True
+        if self._emptied and not any(key.startswith(LIMITS) for key in self._mirror.entries):
+            return
+        listed, self._emptied = update.listed or self._emptied, False
         changes = {key: entry for key, entry in update.changes.items() if key.startswith((LIMITS, OVERRIDES))}
         self._limits.apply({key: entry and entry.value for key, entry in changes.items()})
-        if update.listed:
+        if listed:
             self._limits.keep(self._mirror.entries)
             self.revision = 0
-        for key, entry in (self._mirror.entries if update.listed else changes).items():
+        for key, entry in (self._mirror.entries if listed else changes).items():
             if entry and key.startswith((LIMITS, OVERRIDES)):
                 self.revision = max(self.revision, entry.mod_revision)
-        if changes or update.listed:
+        if changes or listed:
             await self._put_in_force()
 
     async def load(self) -> None:
         """Put what was in force when this node ran last into force, unless etcd is heard from first."""
+        if not self._heard:
+            await self._load("etcd does not answer")
+
+    async def _load(self, reason: str) -> None:
         try:
             text = await asyncio.to_thread(self._copy.read)
-            if self._heard or not text:
+            if self._in_force is not None or not text:
                 return
             self._limits.load(text)
         except (OSError, ConfigError) as error:
             logs.event(logging.ERROR, "last good limits cannot be read", file=self._copy.path, error=error)
             return
-        logs.event(logging.WARNING, "last good limits in force", file=self._copy.path, reason="etcd does not answer")
+        logs.event(logging.WARNING, "last good limits in force", file=self._copy.path, reason=reason)
         await self._put_in_force()
 
     async def run(self) -> NoReturn:
@@ -87,12 +102,12 @@ class LimitsFollower:
             for key, problems in islice(change.refused.items(), STATUS_PROBLEMS_MAX):
                 for problem in problems:
                     logs.event(logging.ERROR, "refused, the last good one stays", key=key, problem=problem)
-            first = self._in_force is None
             if change.limits is not None or self._in_force is None:
                 self._in_force = change.limits or []
-            if first or change.limits is not None or change.overrides:
                 self._node.put_in_force(self._in_force)
                 self._node.set_trouble("limits", "")
+            elif change.overrides:
+                self._node.change_overrides(change.overrides)
             await self._keep(change.texts)
 
     async def _keep(self, changed: dict[str, str | None]) -> None:

@@ -13,7 +13,8 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import islice
 from math import inf
 from pathlib import Path
 
@@ -21,14 +22,14 @@ from postmeter import logs
 from postmeter.clock import Clock
 from postmeter.cluster import Cluster, Wanted
 from postmeter.core.answer import amount_text
-from postmeter.core.limits import Limit, duration_text
+from postmeter.core.limits import Limit, Override, duration_text
 from postmeter.core.meters import Ledger, MetersId
 from postmeter.core.policy import PERMIT, Decision, Policy, Repeats
 from postmeter.core.request import Parser, Request, attribute
 from postmeter.core.roster import Roster
 from postmeter.core.rule import Reading
 from postmeter.core.shared import SharedLedger, Terms
-from postmeter.defaults import EXPIRE_ENTRIES_MAX, EXPIRE_PAUSE_S, TIDY_INTERVAL_S
+from postmeter.defaults import EXPIRE_ENTRIES_MAX, EXPIRE_PAUSE_S, OVERRIDES_LOGGED_MAX, TIDY_INTERVAL_S
 from postmeter.documents import read_text
 from postmeter.errors import ConfigError, StorageError
 from postmeter.flusher import Flusher
@@ -186,6 +187,13 @@ class Node:
     def put_in_force(self, limits: list[Limit]) -> None:
         """These limits hold from now on."""
         self.policy = self._put_in_force(limits)
+
+    def change_overrides(self, changes: Mapping[str, Mapping[str, Override | None]]) -> None:
+        """These hold from now on, by limit and key; None for what does not any more."""
+        self.policy.change_overrides(changes, self._changing)
+        for name, overrides in changes.items():
+            for key, override in islice(overrides.items(), OVERRIDES_LOGGED_MAX):
+                logs.event(logging.INFO, "override in force" if override else "override ended", limit=name, key=key)
 
     def _policy(self, limits: list[Limit]) -> Policy:
         return Policy(limits, self.ledger, self.settings.charge_at, self._repeats)

@@ -160,3 +160,23 @@ def test_an_override_ends_in_time(server: EtcdServer, tmp_path: Path) -> None:
             assert time.time() >= end_s
 
     uvloop.run(story())
+
+
+def test_an_etcd_that_was_emptied_does_not_let_all_mail_pass(server: EtcdServer, tmp_path: Path) -> None:
+    """The last good limits stay, also over a restart, until it has some again; one by one they can be deleted."""
+    server.put("limits/per-user", USER)
+
+    async def story() -> None:
+        async with following(server, tmp_path) as node:
+            assert {"per-user": 100} == maxes(node)
+            await asyncio.to_thread(server.replace)
+            await until(lambda: node.health["etcd"] == "" and server.etcdctl("get", "--prefix", "/postmeter/") != "")
+            assert {"per-user": 100} == maxes(node)
+        async with following(server, tmp_path) as node:
+            assert {"per-user": 100} == maxes(node)
+            server.put("limits/other", USER)
+            await until(lambda: maxes(node) == {"other": 100})
+            server.delete("limits/other")
+            await until(lambda: maxes(node) == {})
+
+    uvloop.run(story())

@@ -156,6 +156,14 @@ class Meters:
         self.overrides = overrides
         self._set_quick()
 
+    def set_override(self, key: str, max: int | None) -> None:
+        """What one key may use from now on; None for as much as the others."""
+        if max is None:
+            self.overrides.pop(key, None)
+        else:
+            self.overrides[key] = max
+        self._set_quick()
+
     def set_tolls(self, tolls_ms: Collection[int]) -> None:
         """When this node started after an unclean stop: for one window each costs what may have been lost."""
         self._tolls_ms = list(tolls_ms)

@@ -15,13 +15,13 @@ carries it, and the caller answers after a flush, or calls `undo` and answers wi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple
 
 from postmeter.core.compiled import Decide, compile_stage
-from postmeter.core.limits import Limit
+from postmeter.core.limits import Limit, Override
 from postmeter.core.meters import Ledger, Meters, MetersId
 from postmeter.core.request import STAGES, Layout, Request, attribute, number
 from postmeter.core.rule import ChargeAt, Reading, Rule, mark, once_mark
@@ -117,6 +117,18 @@ class Policy:
                 if isinstance(meters, SharedMeters):
                     meters.overdraft = rule.limit.overdraft
         return min((end for end in ends if end > wall_s), default=inf)
+
+    def change_overrides(
+        self, changes: Mapping[str, Mapping[str, Override | None]], changing: Callable[[MetersId], object]
+    ) -> None:
+        """Put overrides into force, by limit and key; None for what is not any more. `changing` as above."""
+        for rule in self._rules:
+            for key, override in changes.get(rule.limit.name, {}).items():
+                for meters in rule.meters:
+                    max = override.max.get(meters.id.window_ms) if override is not None else None
+                    if meters.overrides.get(key) != max:
+                        changing(meters.id)
+                        meters.set_override(key, max)
 
     def decide(self, request: Request, now_ms: int) -> Decision:
         """Answer one parsed request, and charge it if this is the stage for it. Raises ProtocolError."""
