@@ -49,8 +49,10 @@ class LimitsFollower:
                 self._emptied = True
         if self._emptied and not any(key.startswith(LIMITS) for key in self._mirror.entries):
             return
-        listed, self._emptied = update.listed or self._emptied, False
-        changes = {key: entry for key, entry in update.changes.items() if key.startswith((LIMITS, OVERRIDES))}
+        listed = update.listed or self._emptied
+        several = self._mirror.entries if self._emptied else update.changes
+        self._emptied = False
+        changes = {key: entry for key, entry in several.items() if key.startswith((LIMITS, OVERRIDES))}
         self._limits.apply({key: entry and entry.value for key, entry in changes.items()})
         if listed:
             self._limits.keep(self._mirror.entries)
