@@ -254,8 +254,11 @@ class Cluster:
         return "" if any(node in members for members in generations) else f"{node} is not in the roster"
 
     def news(self, node: str) -> Contents:
-        """What a peer is told when an exchange is due: what is known here, and what it lacks as far as is known."""
-        return self._contents(self._digests.get(node))
+        """What a peer is told when an exchange is due: what is known here, and what it lacks by what it has just said.
+
+        By what it said in an earlier exchange it would be told once more what others have told it since.
+        """
+        return self._contents(self._digests.pop(node, None))
 
     async def receive(self, packet: Packet) -> Contents:
         """Take in what a peer says, and answer it."""
@@ -269,7 +272,7 @@ class Cluster:
             await asyncio.sleep(0)
         for _ in self.view.merge(contents.digest, contents.portions, self._clock.now_ms()):
             await asyncio.sleep(0)
-        if contents.digest:
+        if packet.is_reply and contents.digest:
             self._digests[source] = contents.digest
         # Else the answer would leave without what was made of the messages, and that by a packet of its own.
         await self._keeper.durable()

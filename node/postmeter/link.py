@@ -66,7 +66,7 @@ class Handler(Protocol):
         """Why nothing is taken from a node, such as that it is not in the roster; "" if it is."""
 
     def news(self, node: str) -> Contents:
-        """What a peer is to be told when an exchange is due: the digest, and what it lacks as far as is known."""
+        """What a peer is to be told: the digest, and what it lacks if it has just said what it knows."""
 
     async def receive(self, packet: Packet) -> Contents:
         """Take in what a peer said, in portions. Returns what to answer; to a reply, only messages."""
@@ -179,10 +179,11 @@ class Link:
     async def exchange(self) -> None:
         """Tell and learn what was used. Raises PeerError if the peer does not answer."""
         async with self._exchanging:
+            news = self._handler.news(self.node)
             for _ in range(EXCHANGE_PACKETS_MAX):
-                news = self._handler.news(self.node)
                 packet = await self._call(await self._speaker.write(self.node, news))
-                if not (packet.contents.more or news.more):
+                news = self._handler.news(self.node)
+                if not (packet.contents.more or news.portions):
                     break
 
     @property

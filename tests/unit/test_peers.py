@@ -162,7 +162,7 @@ def test_usage_is_exchanged_in_both_directions_until_neither_has_more() -> None:
         async with Nodes() as nodes:
             mx1, mx2 = await nodes.add("mx1"), await nodes.add("mx2")
             nodes.introduce()
-            turns = [[], [portion], [portion] * 3]
+            turns = [[], [], [portion], [portion] * 3]
             mx1.handler.tell = lambda node: Contents(digest={"mx1": Known(7, 1, 0)}, portions=turns.pop())
 
             async def answer(packet: Packet) -> Contents:
