@@ -33,6 +33,8 @@ import yaml
 from postmeter.defaults import CONDITION_DEPTH_MAX, FILE_BYTES_MAX
 from postmeter.errors import ConfigError
 
+Plain = str | list["Plain"] | dict[str, "Plain"]
+
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
 
@@ -43,6 +45,8 @@ PROBLEMS_MAX = 100
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CONTROL = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\U0010ffff]")
+# What needs no quotes, wherever it stands.
+_BARE = re.compile("[A-Za-z0-9_/.][A-Za-z0-9_/.@%+-]*( [A-Za-z0-9_/.@%+-]+)*")
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -333,6 +337,35 @@ def choice(options: Sequence[S]) -> Callable[[Node], S]:
         return options[options.index(text.lower())]
 
     return reader
+
+
+# --- values to text ---------------------------------------------------------------------------------------------------
+
+
+def plain(node: Node) -> Plain:
+    """The values alone."""
+    if isinstance(node.value, dict):
+        return {name: plain(entry) for name, entry in node.value.items()}
+    return node.value if isinstance(node.value, str) else [plain(item) for item in node.value]
+
+
+def to_yaml(entries: Mapping[str, Plain]) -> str:
+    """A mapping as an operator would write it, one entry a line. `plain` of what `compose` makes of it is the same."""
+    return "".join(f"{_flow(name)}: {_flow(value)}\n" for name, value in entries.items()) or "{}\n"
+
+
+def _flow(value: Plain) -> str:
+    if isinstance(value, str):
+        return value if _BARE.fullmatch(value) else f'"{"".join(map(_escaped, value))}"'
+    if isinstance(value, list):
+        return f"[{', '.join(map(_flow, value))}]"
+    return f"{{{', '.join(f'{_flow(name)}: {_flow(each)}' for name, each in value.items())}}}"
+
+
+def _escaped(char: str) -> str:
+    if char in '"\\':
+        return "\\" + char
+    return char if char.isprintable() else f"\\U{ord(char):08x}"
 
 
 # --- words for problems -----------------------------------------------------------------------------------------------

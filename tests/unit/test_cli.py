@@ -22,7 +22,7 @@ from tests.unit.support import message
 
 Captured = pytest.CaptureFixture[str]
 
-COMMANDS = ("agent", "lint", "health", "ask", "show", "top", "reset", "reload", "certs")
+COMMANDS = ("agent", "lint", "health", "ask", "show", "top", "reset", "reload", "certs", "limits", "override")
 ASKING = (("health",), ("ask", "sasl_username=x"), ("show", "x"), ("top",), ("reset", "x"), ("reload",))
 
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from postmeter.documents import (
     DEPTH_MAX,
     PROBLEMS_MAX,
     Node,
+    Plain,
     Problems,
     attempt,
     boolean,
@@ -29,9 +31,11 @@ from postmeter.documents import (
     listed,
     mapping,
     nearest,
+    plain,
     quote,
     read_text,
     scalar,
+    to_yaml,
 )
 from postmeter.errors import ConfigError
 
@@ -42,13 +46,6 @@ LOADERS = [yaml.SafeLoader, *([yaml.CSafeLoader] if hasattr(yaml, "CSafeLoader")
 def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each loader in turn."""
     monkeypatch.setattr(documents, "_LOADER", request.param)
-
-
-def plain(node: Node) -> object:
-    """The values without their places."""
-    if isinstance(node.value, dict):
-        return {name: plain(entry) for name, entry in node.value.items()}
-    return node.value if isinstance(node.value, str) else [plain(item) for item in node.value]
 
 
 def problems_of(text: str) -> list[str]:
@@ -246,6 +243,13 @@ JSON = st.recursive(
 )
 
 
+PLAIN = st.recursive(
+    st.text() | st.sampled_from(["1h", "true", "~", "- x", "a: b", "a #b", "*x", "a ", "1:30"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
 @given(st.dictionaries(st.text("ab"), JSON, max_size=3), st.booleans())
 def test_json_is_read_like_yaml(value: object, escaped: bool) -> None:
     """The quick way gives the same values and paths as the long one, which a line break before it forces."""
@@ -253,6 +257,20 @@ def test_json_is_read_like_yaml(value: object, escaped: bool) -> None:
     quick, long = (compose(each, Problems("x.yaml")) for each in (text, "\n" + text))
     assert [(path, plain(node)) for path, node in nodes(long)] == [(path, plain(node)) for path, node in nodes(quick)]
     assert {1} == {node.line for _, node in nodes(quick)}
+
+
+@given(st.dictionaries(st.text("ab: #,'[]{}\u00e9\n\x00\u2028\U0001f600"), PLAIN, max_size=3))
+def test_what_is_written_is_read_again(value: dict[str, Plain]) -> None:
+    """Whatever it has in it."""
+    problems = Problems("x.yaml")
+    assert value == plain(compose(to_yaml(value), problems))
+    problems.check()
+
+
+def test_what_is_written_looks_like_what_people_write() -> None:
+    """One entry a line, quotes only where they are needed."""
+    text = 'key: sasl_username\nmax: {1h: 200, 24h: 25MB}\nexempt: [a@example.org, "*@b", ""]\nnote: "a \\"b\\": c"\n'
+    assert text == to_yaml(cast(dict[str, Plain], plain(compose(text, Problems("x.yaml")))))
 
 
 def test_json_has_characters_that_yaml_cannot_escape() -> None:

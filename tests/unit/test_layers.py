@@ -61,8 +61,8 @@ AT_HOME = {
     "signal": {"agent", "cli"},
     "cryptography": {"certificates"},
     "asyncio": set(
-        """agent cluster control etcd etcd_follower flusher limits_follower link membership mirror node peers postfix
-        presence record_keeper speech""".split()
+        """agent cli cluster control etcd etcd_follower flusher limits_follower link membership mirror node peers
+        postfix presence record_keeper speech""".split()
     ),
     "threading": set(),
     "concurrent": {"storage"},

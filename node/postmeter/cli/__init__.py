@@ -3,6 +3,7 @@
     postmeter agent [--settings FILE] [--check] ...
     postmeter lint FILE
     postmeter certs ca | node ...
+    postmeter limits | override ...    change what is in etcd
     postmeter health | ask | show | top | reset | reload ...    talk to the running agent over its admin socket
 
 Each command is a module with `add`, which describes it, and `run`, which returns the exit status. Its docstring is what
@@ -18,10 +19,10 @@ import sys
 from collections.abc import Sequence
 
 from postmeter import __version__
-from postmeter.cli import agent, ask, certs, health, lint, node, nodes, reload, reset, show, top
-from postmeter.errors import AgentError, ConfigError, PostmeterError
+from postmeter.cli import agent, ask, certs, health, limits, lint, node, nodes, override, reload, reset, show, top
+from postmeter.errors import AgentError, ConfigError, EtcdError, PostmeterError
 
-_COMMANDS = (agent, lint, health, ask, show, top, nodes, node, reset, reload, certs)
+_COMMANDS = (agent, lint, health, ask, show, top, limits, override, nodes, node, reset, reload, certs)
 
 _WRONG, _FAILED, _BUG, _INTERRUPTED, _UNREAD = 2, 3, 70, 130, 141
 
@@ -29,7 +30,7 @@ _EXITS = """exit codes:
   0    fine
   1    the answer is no: refused, not known, or there are warnings
   2    the command line, the settings or the limits are wrong
-  3    the agent cannot be reached, or it could not be done
+  3    the agent or etcd cannot be reached, or it could not be done
   70   a bug; with POSTMETER_TRACEBACK=1 in the environment it shows where
   130  interrupted
   141  nobody reads the output
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status; `argparse` exits by itself."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    # gRPC's core would write to standard error what is said better here. It reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         args = make_parser().parse_args(argv)
         status: int = args.run(args)
@@ -79,7 +82,7 @@ def _explain(error: PostmeterError) -> int:
     problems = error.problems if isinstance(error, ConfigError) else [str(error)]
     for problem in problems:
         print(f"postmeter: {problem}", file=sys.stderr)
-    return _FAILED if isinstance(error, AgentError) else _WRONG
+    return _FAILED if isinstance(error, AgentError | EtcdError) else _WRONG
 
 
 def _give_up(error: OSError) -> int:

@@ -35,8 +35,6 @@ class Client:
     def __init__(self, path: Path | None) -> None:
         self._path = path or default_path()
         _knock(self._path)
-        # gRPC's core would write to standard error what is said better below. It reads this when it is imported.
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc
 
         from postmeter.v1 import control_pb2, control_pb2_grpc
