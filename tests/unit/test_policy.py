@@ -179,6 +179,36 @@ def test_a_key_of_several_attributes() -> None:
     assert ["alice@example.com,example.com", "alice@example.com,other.example"] == list(rows)
 
 
+@pytest.mark.parametrize(
+    "who",
+    [
+        "",
+        "nobody",
+        "@",
+        "A@B@C.Example",
+        "x@" + "D" * 600,
+        "Y" * 600,
+        "\u0130@" + "\u0130" * 600,
+        "\u03a3@\u039f\u03a3",
+    ],
+)
+def test_the_quick_path_cuts_keys_as_the_readings_do(who: str) -> None:
+    """Whatever is in a login, what is charged is the key that a refusal names; and there is no meter for nobody."""
+    made = policy(limit(), limit("domain", key=key("sasl_domain")))
+    asked = request(sasl_username=who)
+    readings = [reading for _, _, several in made.explain(asked, NOW_MS) for reading in several]
+    made.decide(asked, NOW_MS)
+    assert [reading.key for reading in readings] == [key for kind in made._ledger.kinds.values() for key in kind.rows]
+
+
+def test_without_its_key_a_limit_does_not_apply_even_if_there_is_no_more_room() -> None:
+    """When all rows are taken, new keys are counted together, and what has no key is still not counted."""
+    made = policy(limit(), ledger=Ledger(keys_max=1))
+    for who in ("alice@example.com", "bob@example.com", ""):
+        send(made, sasl_username=who)
+    assert [1, 1] == list(next(iter(made._ledger.meters.values())).used)
+
+
 def test_match_and_exempt() -> None:
     """A limit covers only what all its conditions match, and nobody who is exempt by key or by conditions."""
     inside = Condition("client_address", "cidr: 192.0.2.0/24", cidr(["192.0.2.0/24"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,6 +80,32 @@ def test_the_parser_equals_the_twin(requests: list[bytes]) -> None:
         if wanted is not None and got is not None:
             for name in [*NAMES, "absent"]:
                 assert wanted.get(name, "") == attribute(name)(got)
+
+
+@given(
+    st.lists(
+        st.sampled_from([("s.nder", "request", "size"), ("request", "s.nder", "size"), ("request", "s.nder", "s.nder")])
+    ),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["s.nder", "sender"]), st.sampled_from([TYPE, TYPE, TYPE, ""]), st.sampled_from(VALUES)
+        )
+    ),
+)
+@settings(max_examples=200, deadline=None)
+def test_what_follows_a_known_layout_is_checked_like_the_first_of_it(
+    known: list[tuple[str, ...]], requests: list[tuple[str, str, str]]
+) -> None:
+    """Whichever layouts were learned, no type, value or similar name slips through."""
+    parser = Parser()
+    for names in known:
+        parser.parse("".join(f"{name}={TYPE}\n" for name in names).encode() + b"\n")
+    for sender, type, value in requests:
+        data = f"request={type}\n{sender}={value}\nsize=1\n\n".encode("utf-8", "surrogateescape")
+        wanted, got = dumb_parse(data), clever_parse(parser, data)
+        assert (wanted is None) == (got is None)
+        if wanted is not None and got is not None:
+            assert wanted == {name: attribute(name)(got) for name in wanted}
 
 
 @given(st.permutations(["request", "sender", "sasl_username", "size", "instance"]), st.lists(st.integers(0, 40)))
@@ -207,7 +235,22 @@ def test_a_client_that_makes_up_layouts_does_not_fill_the_memory() -> None:
         for _ in range(2):
             parsed = parser.parse(lines(*(f"a{place}={count}" for place in range(count)), type=TYPE))
             assert str(count) * bool(count) == attribute("a0")(parsed)
-    assert max(len(parser._learned), len(parser._last)) <= 16
+    assert 16 == len(parser._learned)
+
+
+def test_a_layout_is_learned_once() -> None:
+    """The same names give the same layout, whatever came between, and a request that follows it is matched by it."""
+    parser = Parser()
+    layouts = [parser.parse(lines(f"{name}=1"))[1] for name in ("a", "b", "a", "b")]
+    assert layouts[:2] == layouts[2:]
+    values, layout = parser.parse(lines("b=2"))
+    assert layouts[1] is layout
+    assert isinstance(values, re.Match)
+
+
+def test_a_layout_of_long_names_is_not_learned() -> None:
+    """An expression for names as long as the whole request would take long to make."""
+    assert not Parser().parse(lines("x" * 4000 + "=1"))[1].learned
 
 
 @pytest.mark.parametrize(("text", "value"), [("0", 0), ("007", 7), ("9" * 18, 10**18 - 1)])

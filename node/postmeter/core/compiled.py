@@ -5,12 +5,13 @@ key stands in, which meters it has, what is charged. So `compile_stage` writes t
 dataclasses and named tuples write their methods, and lets Python compile them. For the limits of
 deploy/examples/limits.yaml at END-OF-MESSAGE that is, shortened:
 
-    mark = f"{values[14]}\n{values[13]}\n{values[12]}" if values[14] else ""
+    value13, value14, value15, value20 = values[13], values[14], values[15], values[20]
+    mark = f"{value15}\n{value14}\n{value13}" if value15 else ""
     if mark in marks: return REPEATED
     ...
-    key0 = values[19][:512].lower()
+    key0 = value20[:512].lower()
+    row0 = rows0.get(key0)
     if key0:
-        row0 = rows0.get(key0)
         if now_ms >= meters0.slice_end_ms: meters0.advance(now_ms)
         if (amount0 if row0 is None else meters0.used[row0] + amount0) > meters0.quick_max and ...: return closely(...)
     ...
@@ -27,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from postmeter.core.limits import ADDRESS_ATTRIBUTES, Key
+from postmeter.core.limits import ADDRESS_ATTRIBUTES
 from postmeter.core.meters import OVERFLOW_KEY, OVERFLOW_ROW
 from postmeter.core.request import DERIVED, Request
 from postmeter.core.rule import Rule, once_mark
@@ -52,6 +53,7 @@ class _Writer:
         self._places = places
         self._names: dict[str, Any] = {**known, "once_mark": once_mark}
         self._lines: list[str] = []
+        self._cut: set[int] = set()
         self._keys: dict[str, int] = {}
         self._rules = [(number, rule, rule.stage == stage) for number, rule in enumerate(rules)]
         for _, rule, _ in self._rules:
@@ -60,7 +62,6 @@ class _Writer:
     def compile(self) -> Decide:
         """The function."""
         charging = [(number, rule) for number, rule, charges in self._rules if charges]
-        self._write(0, "def decide(request, now_ms):", "    values = request[0]")
         if charging:
             self._write(1, f"mark = {self._mark()}", "if mark and mark in marks: return REPEATED")
         self._write_amounts()
@@ -71,7 +72,8 @@ class _Writer:
         if charging:
             self._write_charges(charging)
         self._write(1, "return PERMIT")
-        source = "\n".join(self._lines)
+        cuts = [f"    value{place} = values[{place}]" for place in sorted(self._cut)]
+        source = "\n".join(["def decide(request, now_ms):", "    values = request[0]", *cuts, *self._lines])
         exec(compile(source, "<limits>", "exec"), self._names)  # noqa: S102 - names and numbers only, nothing from outside
         decide: Decide = self._names["decide"]
         return decide
@@ -81,7 +83,10 @@ class _Writer:
 
     def _value(self, name: str) -> str:
         place = self._places.get(name)
-        return '""' if place is None else f"values[{place}]"
+        if place is None:
+            return '""'
+        self._cut.add(place)
+        return f"value{place}"
 
     def _mark(self) -> str:
         if "instance" not in self._places:
@@ -102,20 +107,21 @@ class _Writer:
 
     def _write_key(self, number: int, rule: Rule) -> None:
         self._names |= {f"keys{number}": rule.keys, f"rows{number}": rule.keys.rows, f"cut{number}": rule.cut_key}
-        overflow = f"{OVERFLOW_KEY!r}, {OVERFLOW_ROW}"
+        name = rule.limit.key.parts[0].attribute
+        if len(rule.limit.key.parts) > 1 or name in ADDRESS_ATTRIBUTES:
+            cut = f"cut{number}(request)"
+        elif name in DERIVED:
+            self._write(1, f'_, at, domain = {self._value(DERIVED[name])}.rpartition("@")')
+            cut = f'domain.lower()[:{KEY_CHARS_MAX}] if at else ""'
+        else:
+            cut = f"{self._value(name)}[:{KEY_CHARS_MAX}].lower()"
+        key, row = f"key{number}", f"row{number}"
         self._write(
             1,
-            f"key{number} = {self._key(rule.limit.key) or f'cut{number}(request)'}",
-            f"if key{number}:",
-            f"    row{number} = rows{number}.get(key{number})",
-            f"    if row{number} is None and keys{number}.full: key{number}, row{number} = {overflow}",
+            f"{key} = {cut}",
+            f"{row} = rows{number}.get({key})",
+            f"if {row} is None and {key} and keys{number}.full: {key}, {row} = {OVERFLOW_KEY!r}, {OVERFLOW_ROW}",
         )
-
-    def _key(self, key: Key) -> str:
-        name = key.parts[0].attribute
-        if len(key.parts) > 1 or name in DERIVED or name in ADDRESS_ATTRIBUTES:
-            return ""
-        return f"{self._value(name)}[:{KEY_CHARS_MAX}].lower()"
 
     def _write_check(self, number: int, rule: Rule, charges: bool) -> None:
         key = self._keys[str(rule.limit.key)]

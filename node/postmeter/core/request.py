@@ -2,9 +2,10 @@
 
     name=value NEWLINE ... NEWLINE
 
-An smtpd sends the same attributes in the same order every time. So the names are learned once, as a *layout*, and of a
-request that follows a known layout only the values are looked at. A request of an unknown layout is taken apart the
-slow way, with every check, and teaches its layout.
+An smtpd sends the same attributes in the same order every time. So the names are learned once, as a *layout*, which is
+a regular expression with a group for each value. Of a request that follows a known layout only the values that somebody
+asks for are cut out. A request of an unknown layout is taken apart the slow way, with every check, and teaches its
+layout.
 
 A value may contain `=`, only the first one separates. Of an attribute that is given twice the first one counts. Bytes
 that are not UTF-8 survive as surrogates. Derived attributes are `sasl_domain`, `sender_domain` and `recipient_domain`:
@@ -13,7 +14,8 @@ what follows the last `@`, in lower case.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 from postmeter.defaults import ATTRIBUTES_MAX, LINE_CHARS_MAX, REQUEST_BYTES_MAX
 from postmeter.errors import ProtocolError
@@ -32,95 +34,97 @@ KNOWN = frozenset(
     " tls_sni".split()
 )
 
-# More would be a client that makes them up: one version of Postfix has one.
+# More would be a client that makes them up: one version of Postfix has one, of some 450 characters.
 _LAYOUTS_MAX = 16
+_LAYOUT_CHARS_MAX = 2_000
 
 
 class Layout:
-    """The names of a request's attributes, in their order. `places` tells where each stands.
+    """The names of a request's attributes. `places` tells where each stands, from 1 on; at 0 there is the whole text.
 
-    Only those that the parser remembers are `learned`: the same names are the same object then.
+    Only those that the parser remembers are `learned`: the same names are the same object then. `match` gives the
+    values of a text that follows a learned layout.
     """
 
-    __slots__ = ("learned", "places", "prefixes", "prefixes_chars", "stage_place")
+    __slots__ = ("learned", "match", "places", "stage_place")
 
-    def __init__(self, prefixes: list[str], places: dict[str, int]) -> None:
-        self.prefixes = prefixes
-        self.prefixes_chars = len("\n".join(prefixes))
-        self.places = places
+    def __init__(self, names: Sequence[str]) -> None:
+        self.places: dict[str, int] = {}
+        for place, name in enumerate(names, 1):
+            self.places.setdefault(name, place)
         # Without a stage: some value that is no stage.
-        self.stage_place = places.get("protocol_state", places["request"])
+        self.stage_place = self.places.get("protocol_state", 0)
         self.learned = False
+        self.match: Callable[[str], re.Match[str] | None] = lambda text: None
+
+    def learn(self, names: Sequence[str]) -> None:
+        """Match what has these names in this order, whatever its values, and is a policy request."""
+        lines = [f"{re.escape(name)}=(.*+)\n" for name in names]
+        lines[self.places["request"] - 1] = f"request=({_TYPE})\n"
+        self.match = re.compile("".join([*lines, "\n"])).fullmatch
+        self.learned = True
 
 
-Request = tuple[list[str], Layout]
-"""The values of one request, and whose they are."""
+Values = re.Match[str] | Sequence[str]
+Request = tuple[Values, Layout]
+"""The values of one request, by their places, and whose they are."""
 
 
 class Parser:
-    """Makes requests out of bytes. Keeps the layouts that it has learned."""
+    """Makes requests out of bytes. Keeps the layouts that it has learned; the last one is tried first."""
 
     def __init__(self) -> None:
         self._learned: dict[tuple[str, ...], Layout] = {}
-        self._last: dict[int, Layout] = {}
+        self._last = Layout([])
 
     def parse(self, data: bytes) -> Request:
         """Check one request, from its first byte to its empty line. Raises ProtocolError with the reason."""
-        text = data[:-2].decode("utf-8", "surrogateescape")
-        lines = text.split("\n")
-        layout = self._last.get(len(lines))
-        if layout is None or len(data) > LINE_CHARS_MAX:
-            if len(data) > REQUEST_BYTES_MAX:
-                raise ProtocolError(f"request of more than {REQUEST_BYTES_MAX} bytes")
-            layout = self._learn(lines)
-        values = list(map(str.removeprefix, lines, layout.prefixes))
-        # A line that did not begin as it should is still as long as it was.
-        if len("".join(values)) + layout.prefixes_chars != len(text):
-            layout = self._learn(lines)
-            values = list(map(str.removeprefix, lines, layout.prefixes))
-        if values[layout.places["request"]] != _TYPE:
-            raise ProtocolError(_NO_REQUEST)
-        if "\0" in text:
-            raise ProtocolError("the request contains a NUL byte")
+        text = data.decode("utf-8", "surrogateescape")
+        layout = self._last
+        values = layout.match(text)
+        if values is None or len(data) > LINE_CHARS_MAX or "\0" in text:
+            return self._take_apart(data, text)
         return values, layout
 
-    def _learn(self, lines: list[str]) -> Layout:
-        layout = _layout(lines)
-        names = tuple(layout.prefixes)
-        if names not in self._learned:
-            if len(self._learned) >= _LAYOUTS_MAX:
-                return layout
-            layout.learned = True
+    def _take_apart(self, data: bytes, text: str) -> Request:
+        if len(data) > REQUEST_BYTES_MAX:
+            raise ProtocolError(f"request of more than {REQUEST_BYTES_MAX} bytes")
+        names, values = _names_and_values(text[:-2].split("\n"))
+        layout = self._learned.get(names) or Layout(names)
+        if "request" not in layout.places or values[layout.places["request"]] != _TYPE:
+            raise ProtocolError(f"request={_TYPE} is missing: this is no policy request of Postfix")
+        if "\0" in text:
+            raise ProtocolError("the request contains a NUL byte")
+        if not layout.learned and len(self._learned) < _LAYOUTS_MAX and sum(map(len, names)) <= _LAYOUT_CHARS_MAX:
+            layout.learn(names)
             self._learned[names] = layout
-        self._last[len(lines)] = self._learned[names]
-        return self._learned[names]
+        if layout.learned:
+            self._last = layout
+        return values, layout
 
 
 def single(name: str, value: str) -> Request:
     """A request of one attribute, for asking what a limit makes of a value. It is not checked."""
-    return [value], Layout([f"{name}="], {name: 0, "request": 0})
+    return ["", value], Layout([name])
 
 
 _TYPE = "smtpd_access_policy"
-_NO_REQUEST = f"request={_TYPE} is missing: this is no policy request of Postfix"
 
 
-def _layout(lines: list[str]) -> Layout:
+def _names_and_values(lines: list[str]) -> tuple[tuple[str, ...], list[str]]:
     if len(lines) > ATTRIBUTES_MAX:
         raise ProtocolError(f"request of {len(lines)} attributes, at most {ATTRIBUTES_MAX} are taken")
-    prefixes: list[str] = []
-    places: dict[str, int] = {}
-    for place, line in enumerate(lines):
-        name, equals, _ = line.partition("=")
+    names: list[str] = []
+    values = [""]
+    for number, line in enumerate(lines, 1):
+        name, equals, value = line.partition("=")
         if not name or not equals:
-            raise ProtocolError(f"line {place + 1} is not name=value: {line[:80]!r}")
+            raise ProtocolError(f"line {number} is not name=value: {line[:80]!r}")
         if len(line) > LINE_CHARS_MAX:
-            raise ProtocolError(f"line {place + 1} has {len(line)} characters, at most {LINE_CHARS_MAX} are taken")
-        prefixes.append(f"{name}=")
-        places.setdefault(name, place)
-    if "request" not in places:
-        raise ProtocolError(_NO_REQUEST)
-    return Layout(prefixes, places)
+            raise ProtocolError(f"line {number} has {len(line)} characters, at most {LINE_CHARS_MAX} are taken")
+        names.append(name)
+        values.append(value)
+    return tuple(names), values
 
 
 def attribute(name: str) -> Callable[[Request], str]:
