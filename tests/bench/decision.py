@@ -1,5 +1,8 @@
 """The decision alone, on one core: no sockets, no disk, three limits, a million live meters, everything allowed.
 
+Once with the meters of a node that is alone, and once with those of one of three nodes, whose part of every `max` is
+enough (rights local): these know when loans end, and which roster they go by.
+
 Timed are `decide` on requests that are parsed already, and `parse` and `decide` together: bytes in, action out. The
 requests are those of the load generator, each of another user, drawn uniformly, and made before the clock runs. Every
 100 ms of decisions what is not on disk is taken and called flushed, as the agent does; the time for that counts.
@@ -18,12 +21,15 @@ from postmeter.core.limits import Key, KeyPart, Limit
 from postmeter.core.meters import Ledger
 from postmeter.core.policy import Policy, Repeats
 from postmeter.core.request import Parser
+from postmeter.core.roster import Roster
+from postmeter.core.shared import SharedLedger, SharedMeters, Terms
 
 from .load import BenchError, Population
 from .servers import DAY_S, HIGH, HOUR_S
 
 BATCH = 20_000
 PER_MS = 200
+START_MS = 1_000_000_000
 REQUEST = (
     "request=smtpd_access_policy\nprotocol_state=END-OF-MESSAGE\nprotocol_name=ESMTP\nclient_address=192.0.2.165\n"
     "client_name=client-165.access.example.net\nclient_port=10604\nreverse_client_name=client-165.access.example.net\n"
@@ -37,16 +43,21 @@ REQUEST = (
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """Decisions a second on one core: of parsed requests, and from the bytes on."""
+    """Decisions a second on one core, in a cluster of so many nodes: of parsed requests, and from the bytes on."""
 
+    nodes: int
     meters: int
     per_second: float
     per_second_from_bytes: float
 
 
-def measure_decisions(people: Population, seconds: float) -> Decisions:
+def measure_decisions(people: Population, seconds: float) -> list[Decisions]:
     """Fill a ledger by a message of every user, then decide for so many CPU seconds each way."""
-    core = _Core()
+    return [_measure(people, seconds, nodes) for nodes in (1, 3)]
+
+
+def _measure(people: Population, seconds: float, nodes: int) -> Decisions:
+    core = _Core(nodes)
     requests = _requests(people)
     while core.decided < people.users:
         core.decide(list(islice(requests, min(BATCH, people.users - core.decided))))
@@ -56,24 +67,30 @@ def measure_decisions(people: Population, seconds: float) -> Decisions:
         while elapsed_s < seconds:
             elapsed_s += core.decide(list(islice(requests, BATCH)), is_parsed)
         rates.append((core.decided - decided) / elapsed_s)
-    return Decisions(people.meters, *rates)
+    return Decisions(nodes, people.meters, *rates)
 
 
 class _Core:
     """The agent's core on a clock of its own: PER_MS decisions in a millisecond, whatever the machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: int) -> None:
         self.decided = 0
-        self._ledger = Ledger()
+        members = tuple(f"node{number}" for number in range(nodes))
+        shared = SharedLedger(Roster(members[0], {1: members}, 0, {}), Terms())
+        shared.spends = True
+        self._ledger = shared if nodes > 1 else Ledger()
         self._policy = Policy(_limits(), self._ledger, "end-of-message", Repeats())
         self._policy.apply_overrides(time.time())
+        for meters in self._ledger.meters.values():
+            if isinstance(meters, SharedMeters):
+                meters.refresh(START_MS)
         self._ledger.answer_unflushed = True
         self._parser = Parser()
 
     def decide(self, batch: list[bytes], is_parsed: bool = False) -> float:
         """Decide a batch, parsed beforehand or not, and flush. Returns the CPU seconds that it took."""
         decide, parse = self._policy.decide, self._parser.parse
-        now_ms = 1_000_000_000 + self.decided // PER_MS
+        now_ms = START_MS + self.decided // PER_MS
         parsed = [parse(data) for data in batch] if is_parsed else []
         start_s = time.process_time()
         decisions = (

@@ -40,7 +40,7 @@ class Result:
     resident: dict[str, int] = field(default_factory=dict)
     memory: list[Memory] = field(default_factory=list)
     live: list[Row] = field(default_factory=list)
-    decisions: Decisions | None = None
+    decisions: list[Decisions] = field(default_factory=list)
 
     def row(self, server: str, connections: int, transport: str = "inet") -> Row | None:
         """The row of a server, None if it was not measured."""
@@ -99,9 +99,9 @@ def targets(result: Result) -> list[Target]:
     for a, b in zip(result.live[::2], result.live[1::2], strict=True):
         what = f"p99 with {b.server} by that with {a.server}, {plural(a.connections)}"
         add(what, 1.5, ratios(b, a, "p99_us"), at_least=False)
-    if result.decisions:
-        what = f"decisions/s on one core, {result.decisions.meters:,} live meters"
-        add(what, 200_000, [result.decisions.per_second])
+    for d in result.decisions:
+        cluster = f", {d.nodes} nodes with rights local" if d.nodes > 1 else ""
+        add(f"decisions/s on one core, {d.meters:,} live meters{cluster}", 200_000, [d.per_second])
     return found
 
 
@@ -135,11 +135,12 @@ def table(result: Result) -> str:
             columns("Memory per live meter", MEMORY_HEAD, [_memory_cells(memory) for memory in result.memory], 0)
         )
     if result.decisions:
-        d = result.decisions
-        parts.append(
-            f"The decision alone, one core, {d.meters:,} live meters\n"
-            f"  {d.per_second:,.0f}/s of parsed requests, {d.per_second_from_bytes:,.0f}/s from the bytes on\n"
-        )
+        lines = [
+            [str(d.nodes), f"{d.meters:,}", f"{d.per_second:,.0f}", f"{d.per_second_from_bytes:,.0f}"]
+            for d in result.decisions
+        ]
+        head = ["nodes", "live meters", "parsed requests/s", "from the bytes on"]
+        parts.append(columns("The decision alone, on one core, rights local", head, lines, 0))
     lines = [
         [t.what, _amount(t.target), _amount(t.measured), "met" if t.met else "MISSED", _spread(t)]
         for t in targets(result)
@@ -293,7 +294,7 @@ def write_json(result: Result, file: Path, directory: Path) -> None:
         "resident_bytes": result.resident,
         "live_meters": [asdict(row) for row in result.live],
         "memory": [asdict(memory) | {"bytes_per_meter": memory.bytes_per_meter} for memory in result.memory],
-        "decisions": asdict(result.decisions) if result.decisions else None,
+        "decisions": [asdict(decisions) for decisions in result.decisions],
         "targets": [asdict(target) | {"met": target.met} for target in targets(result)],
     }
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -60,9 +60,9 @@ def test_meters_and_decisions_are_measured(figures: dict[str, Any]) -> None:
     """Memory is measured with one and with several slices, latency with few and many meters, and the decision alone."""
     assert [memory["slices"] for memory in figures["memory"]] == [1, 2]
     assert {"1,000 live meters", "10,000 live meters"} == {row["server"] for row in figures["live_meters"]}
-    assert figures["decisions"]["per_second"] > 0
+    assert [1, 3] == [decisions["nodes"] for decisions in figures["decisions"] if decisions["per_second"] > 0]
 
 
 def test_targets_have_figures(figures: dict[str, Any]) -> None:
     """Every target of the README is printed beside a figure; whether it is met is nothing that a test may ask."""
-    assert len(figures["targets"]) == 11
+    assert len(figures["targets"]) == 12
