@@ -87,8 +87,6 @@ class CertificateFiles:
                 logs.event(logging.ERROR, "certificates refused, the last good ones go on", reason=problem)
             return False
         changed, self.current = found != self.current, found
-        if changed:
-            logs.event(logging.INFO, "certificates read", until=f"{found.until:%Y-%m-%dT%H:%MZ}")
         return changed
 
     def _marks(self) -> list[tuple[int, int, int] | None]:

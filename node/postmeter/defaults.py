@@ -93,9 +93,15 @@ PEER_RECONNECT_S_MAX = 2.0
 # Whoever connects must have shown a certificate by then.
 PEER_HANDSHAKE_S_MAX = 5.0
 PEER_GRACE_S = 0.5
+# With new certificates the port is closed and opened; if somebody takes it meanwhile, tried again after this.
+PEER_RESTART_S = 1.0
 # Of each peer so many reasons for refusing it are logged, and of so many peers.
 REFUSALS_MAX = 10
 REFUSED_PEERS_MAX = 1_000
+# Of what the gRPC library writes: whoever tries to connect can make it write a line.
+LIBRARY_READ_BYTES = 64 * 1024
+LIBRARY_LINE_REPEAT_S = 60.0
+LIBRARY_LINES_MAX = 1_000
 # A cluster that stops because a certificate was forgotten is worse than an old certificate.
 CERTIFICATE_DAYS_OF_CA = 7_300
 CERTIFICATE_DAYS_OF_NODE = 3_650

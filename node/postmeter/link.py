@@ -16,27 +16,62 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
 
 from postmeter import logs
+from postmeter.certificates import CertificateFiles
 from postmeter.core.answer import one_line
 from postmeter.core.effects import Handover, Message
+from postmeter.core.identity import machine_of
 from postmeter.defaults import (
     EXCHANGE_PACKETS_MAX,
+    PACKET_BYTES_MAX,
     PEER_CALL_TIMEOUT_S,
     PEER_CALLS_MAX,
     PEER_GATHER_S,
+    PEER_KEEPALIVE_S,
+    PEER_KEEPALIVE_TIMEOUT_S,
     PEER_QUEUE_MAX,
+    PEER_RECONNECT_S_MAX,
+    PEER_RECONNECT_S_MIN,
     PEER_SILENCE_S,
 )
 from postmeter.errors import PeerError
 from postmeter.messages import Spoken, split
 from postmeter.packet import Contents, Head, parse
 from postmeter.speech import Speaker
+
+Options = list[tuple[str, int | str]]
+
+
+def to_ms(seconds: float) -> int:
+    """As the library's options have it."""
+    return int(1000 * seconds)
+
+
+BOTH_ENDS: Options = [
+    ("grpc.max_receive_message_length", PACKET_BYTES_MAX),
+    ("grpc.max_send_message_length", PACKET_BYTES_MAX),
+    ("grpc.keepalive_time_ms", to_ms(PEER_KEEPALIVE_S)),
+    ("grpc.keepalive_timeout_ms", to_ms(PEER_KEEPALIVE_TIMEOUT_S)),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+_OPTIONS: Options = [
+    *BOTH_ENDS,
+    ("grpc.initial_reconnect_backoff_ms", to_ms(PEER_RECONNECT_S_MIN)),
+    # How long one attempt may take, too.
+    ("grpc.min_reconnect_backoff_ms", to_ms(PEER_RECONNECT_S_MAX)),
+    ("grpc.max_reconnect_backoff_ms", to_ms(PEER_RECONNECT_S_MAX)),
+    ("grpc.dns_min_time_between_resolutions_ms", to_ms(PEER_RECONNECT_S_MAX)),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+]
 
 METHOD = "/postmeter.v1.Peers/Exchange"
 
@@ -48,6 +83,8 @@ _REASONS = {
     _Code.FAILED_PRECONDITION: "refuses",
     _Code.UNIMPLEMENTED: "is no Postmeter",
 }
+_WRONG = "answers what cannot be"
+_FINAL = {_REASONS[_Code.FAILED_PRECONDITION], _REASONS[_Code.UNIMPLEMENTED], _WRONG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +131,7 @@ class PeerState:
 
 
 class Link:
-    """To be used from one event loop. `open_channel` is called with node and address."""
+    """To be used from one event loop. With certificates (`files`) the peer must be named in its own."""
 
     def __init__(
         self,
@@ -102,14 +139,14 @@ class Link:
         address: str,
         speaker: Speaker,
         handler: Handler,
-        open_channel: Callable[[str, str], grpc.aio.Channel],
+        files: CertificateFiles | None,
     ) -> None:
         self.node = node
         self.address = address
         self.dropped = 0
         self._speaker = speaker
         self._handler = handler
-        self._open_channel = open_channel
+        self._files = files
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Spoken] = deque()
         self._parts: deque[Spoken] = deque()
@@ -126,7 +163,8 @@ class Link:
         self._reachable = False
         self._since_s = self._loop.time()
         self._trouble = ""
-        self._channel = open_channel(node, address)
+        self._reasons: set[str] = set()
+        self._channel = self._open_channel()
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -145,12 +183,11 @@ class Link:
             self.dropped += too_many
             for _ in range(too_many):
                 self._queue.popleft()
-        if self._due is None:
+        if self._due is None and (self._queue or self._parts):
             self._due = self._loop.call_later(PEER_GATHER_S if self._calls else 0, self._speak)
 
     def _speak(self) -> None:
         self._due = None
-        self._dropping &= bool(self._queue)
         while (self._queue or self._parts) and len(self._calls) < PEER_CALLS_MAX:
             draft = self._speaker.draft(self.node)
             while self._queue and not draft.full:
@@ -160,6 +197,7 @@ class Link:
             call = asyncio.create_task(self._say(draft.finish()))
             self._calls.add(call)
             call.add_done_callback(self._said)
+        self._dropping = self._dropping and bool(self._queue)
 
     def _said(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
@@ -181,7 +219,9 @@ class Link:
         async with self._exchanging:
             news = self._handler.news(self.node)
             for _ in range(EXCHANGE_PACKETS_MAX):
-                packet = await self._call(await self._speaker.write(self.node, news))
+                data, left = await self._speaker.write(self.node, news)
+                self.send(left)
+                packet = await self._call(data)
                 news = self._handler.news(self.node)
                 if not (packet.contents.more or news.portions):
                     break
@@ -195,9 +235,7 @@ class Link:
 
     async def _call(self, data: bytes) -> Packet:
         """One call, and what is to be done about the answer."""
-        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
-            "/postmeter.v1.Peers/Exchange"
-        )
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(METHOD)
         began_s, wall_ms = self._loop.time(), self._speaker.wall_ms()
         try:
             parsed = parse(await method(data, timeout=PEER_CALL_TIMEOUT_S))
@@ -208,7 +246,7 @@ class Link:
         except grpc.aio.AioRpcError as error:
             raise self._failed(_REASONS.get(error.code(), error.code().name), error.details()) from None
         except PeerError as error:
-            raise self._failed("answers what cannot be", str(error)) from None
+            raise self._failed(_WRONG, str(error)) from None
         self._succeeded(head, began_s, wall_ms)
         answer = await self._handler.receive(packet)
         self.send(answer.messages)
@@ -221,16 +259,17 @@ class Link:
         self.heard(head)
         if not self._reachable:
             self._reachable, self._since_s, self._trouble = True, now_s, ""
+            self._reasons.clear()
             logs.event(logging.INFO, "peer reachable", peer=self.node, address=self.address, version=head.version)
 
     def _failed(self, reason: str, details: str | None) -> PeerError:
-        """What to raise. The peer is unreachable if it refuses, or has not answered to anything for a while."""
+        """What to raise. The peer is unreachable if it refuses, or has not answered anything for a while."""
         trouble = one_line(f"{reason}: {details}" if details else reason)
         now_s = self._loop.time()
         lately = self._answered_s is not None and now_s - self._answered_s < PEER_SILENCE_S
-        transient = reason in (_REASONS[_Code.DEADLINE_EXCEEDED], _REASONS[_Code.RESOURCE_EXHAUSTED])
-        if not (self._reachable and lately and transient):
-            if self._reachable or reason != self._trouble.partition(": ")[0]:
+        if not lately or reason in _FINAL:
+            if reason not in self._reasons:
+                self._reasons.add(reason)
                 logs.event(logging.WARNING, "peer unreachable", peer=self.node, address=self.address, reason=trouble)
             if self._reachable:
                 self._since_s = now_s
@@ -261,9 +300,17 @@ class Link:
             dropped=self.dropped,
         )
 
+    def _open_channel(self) -> grpc.aio.Channel:
+        if self._files is None:
+            return grpc.aio.insecure_channel(self.address, options=_OPTIONS)
+        current = self._files.current
+        credentials = grpc.ssl_channel_credentials(current.ca, current.key, current.chain)
+        options: Options = [*_OPTIONS, ("grpc.ssl_target_name_override", machine_of(self.node))]
+        return grpc.aio.secure_channel(self.address, credentials, options=options)
+
     def reconnect(self) -> None:
         """Speak over a new connection from now on: with new certificates. Calls under way may end."""
-        old, self._channel = self._channel, self._open_channel(self.node, self.address)
+        old, self._channel = self._channel, self._open_channel()
         closing = asyncio.create_task(old.close(PEER_CALL_TIMEOUT_S))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
@@ -276,4 +323,4 @@ class Link:
             self._due.cancel()
         for call in self._calls:
             call.cancel()
-        await self._channel.close()
+        await asyncio.gather(self._channel.close(), *self._closing, *self._calls, return_exceptions=True)

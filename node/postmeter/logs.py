@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TextIO
 
 from postmeter.defaults import OUTAGE_LOG_S
 
@@ -47,6 +47,13 @@ def set_up(level: str, format: Literal["text", "json"]) -> None:
     _log.handlers = [handler]
     _log.propagate = False
     _log.setLevel(level.upper())
+
+
+def write_to(stream: TextIO) -> None:
+    """Write there from now on."""
+    for handler in _log.handlers:
+        assert isinstance(handler, logging.StreamHandler)
+        handler.setStream(stream)
 
 
 class Outage:

@@ -2,7 +2,7 @@
 
     write_message(message, tables)    a message for a packet, which has the tables
     read_message(message, tables)     the other way; None for a kind that this version does not know
-    split(handover)                   the parts in which a handover travels; Parts puts them together again
+    split(message)                    the parts in which a long handover travels; Parts puts them together again
 
 What comes from another node is checked here, so that the core need not: places within their tables, columns of equal
 length, numbers below NUMBER_MAX, names that a node may have, nothing longer than its maximum. PeerError says what is
@@ -271,21 +271,23 @@ def read_loan(loan: pb.LoanId, tables: TablesReader) -> LoanId:
 # --- handovers --------------------------------------------------------------------------------------------------------
 
 
-def split(handover: Handover) -> list[Spoken]:
-    """What to send of a handover: itself if it is short, else its parts."""
+def split(message: Message) -> list[Spoken]:
+    """As what a message travels: itself, or the parts of a long handover."""
+    if not isinstance(message, Handover):
+        return [message]
     starts, length, size = [0], 0, 0
-    for place, each in enumerate(handover.excess):
+    for place, each in enumerate(message.excess):
         if length >= HANDOVER_PART_LOANS_MAX or size >= HANDOVER_PART_CHARS:
             starts.append(place)
             length = size = 0
         length += 1
         size += len(each.meter[1])
     if len(starts) == 1:
-        return [handover]
-    generation, unclean_ms = handover.generation, handover.unclean_ms
+        return [message]
+    generation, unclean_ms, excess = message.generation, message.unclean_ms, message.excess
     return [
-        HandoverPart(generation, unclean_ms, part, len(starts), handover.excess[start:end])
-        for part, (start, end) in enumerate(pairwise([*starts, len(handover.excess)]))
+        HandoverPart(generation, unclean_ms, part, len(starts), excess[start:end])
+        for part, (start, end) in enumerate(pairwise([*starts, len(excess)]))
     ]
 
 

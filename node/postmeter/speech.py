@@ -1,12 +1,12 @@
 """Packets in this node's name: written, understood, and both in small steps.
 
     speaker = Speaker(node, incarnation, cluster)
-    data = await speaker.write(receiver, contents)
+    data, left = await speaker.write(receiver, contents)
     head = speaker.meet(packet)                     refuses what is not meant for this node, or beyond its protocol
     contents = await speaker.read(packet, head.sender)
 
-Between the steps others may run: who asks about mail does not wait for a large packet. What does not fit into a packet
-is left out, and `more` says so; messages must fit.
+Between the steps others may run: who asks about mail does not wait for a large packet. Of what does not fit into a
+packet, messages are `left`, and that there are more portions is said in the packet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from postmeter import __version__
 from postmeter.core.effects import Message
 from postmeter.errors import PeerError
-from postmeter.messages import HandoverPart, Parts, Spoken
+from postmeter.messages import HandoverPart, Parts, Spoken, split
 from postmeter.packet import (
     PROTOCOL_NEWEST,
     PROTOCOL_OLDEST,
@@ -50,11 +50,12 @@ class Speaker:
         """An empty packet for another node."""
         return Draft(Head(self.node, receiver, self._incarnation, __version__, self.wall_ms(), self._cluster))
 
-    async def write(self, receiver: str, contents: Contents) -> bytes:
-        """A packet of all messages, the digest, and as many portions as fit."""
-        draft = self.draft(receiver)
-        for message in contents.messages:
-            draft.add_message(message)
+    async def write(self, receiver: str, contents: Contents) -> tuple[bytes, list[Message]]:
+        """A packet of as much as fits, and the messages that do not."""
+        draft, left = self.draft(receiver), list(contents.messages)
+        while left and not draft.full and len(parts := split(left[0])) == 1:
+            draft.add_message(parts[0])
+            del left[0]
         if contents.digest:
             draft.add_digest(contents.digest)
         more = contents.more
@@ -64,7 +65,7 @@ class Speaker:
                 break
             draft.add_portion(portion)
             await asyncio.sleep(0)
-        return draft.finish(more)
+        return draft.finish(more), left
 
     def meet(self, packet: pb.Packet) -> Head:
         """Who says something to this node. Raises PeerError if it is not for this node, or cannot be understood."""

@@ -29,12 +29,15 @@ LAYERS = {
     "etcd's client": {"etcd"},
     "checks": {"lint"},
     "peers": {"peers"},
-    "their parts": {"link", "certificates"},
+    "their port": {"peer_port"},
+    "the way to one": {"link"},
+    "whom to believe": {"certificates"},
     "the machine": {"sockets", "wiring"},
     "what lies there": {"roster_document", "etcd_limits", "limits_copy"},
     "documents": {"settings", "limits_document"},
     "parts of documents": {"answers_document", "conditions_document"},
     "speech": {"speech"},
+    "the library's words": {"library_log"},
     "what nodes say and store": {"packet", "records"},
     "its parts": {"messages"},
     "tools": {"documents", "logs", "systemd", "v1", "etcdpb"},
@@ -53,16 +56,16 @@ AT_HOME = {
     "sqlite3": {"storage"},
     "fcntl": {"storage"},
     "yaml": {"documents"},
-    "tenacity": {"etcd", "flusher", "record_keeper"},
-    "grpc": {"control", "cli", "etcd", "link", "peers", "v1", "etcdpb"},
+    "tenacity": {"etcd", "flusher", "peer_port", "record_keeper"},
+    "grpc": {"control", "cli", "etcd", "link", "peer_port", "v1", "etcdpb"},
     "grpc_health": {"control", "cli"},
     "google": {"v1", "etcdpb", "cli", "packet", "records"},
     "uvloop": {"agent"},
     "signal": {"agent", "cli"},
     "cryptography": {"certificates"},
     "asyncio": set(
-        """agent cli cluster control etcd etcd_follower flusher limits_follower link membership mirror node peers
-        postfix presence record_keeper speech""".split()
+        """agent cli cluster control etcd etcd_follower flusher library_log limits_follower link membership mirror node
+        peer_port peers postfix presence record_keeper speech""".split()
     ),
     "threading": set(),
     "concurrent": {"storage"},

@@ -207,8 +207,36 @@ def test_a_long_handover_arrives_as_one() -> None:
             mx1, mx2 = await nodes.add("mx1"), await nodes.add("mx2")
             nodes.introduce()
             mx1.peers.send("mx2", [handover, handover, ask(1), handover])
-            await mx2.handler.until(lambda: len(mx2.handler.messages()) == 2)
-            assert [ask(1), handover] == mx2.handler.messages()
+            await mx2.handler.until(lambda: handover in mx2.handler.messages())
+            mx1.peers.send("mx2", [Handover(4, ())])
+            await mx2.handler.until(lambda: Handover(4, ()) in mx2.handler.messages())
+            assert [ask(1), handover, Handover(4, ())] == mx2.handler.messages()
+
+    run(story())
+
+
+def test_what_does_not_fit_into_an_answer_is_said_afterwards() -> None:
+    """Neither a long handover nor hundreds of messages make a packet too large, whoever says them."""
+    loans = tuple(Excess(LoanId("mx2", 7, number), ALICE, number) for number in range(1_000))
+    said: list[Message] = [Handover(3, loans), *(ask(number) for number in range(250))]
+
+    async def story() -> None:
+        async with Nodes() as nodes:
+            mx1, mx2 = await nodes.add("mx1"), await nodes.add("mx2")
+            nodes.introduce()
+
+            async def answer(packet: Packet) -> Contents:
+                return Contents() if packet.contents.messages else Contents([ask(999), *said])
+
+            mx2.handler.answer = answer
+            await mx1.peers.exchange("mx2")
+            turns = [Contents(), Contents([ask(998), *said])]
+            mx1.handler.tell = lambda node: turns.pop()
+            await mx1.peers.exchange("mx2")
+            for heard in (mx1.handler, mx2.handler):
+                await heard.until(lambda heard=heard: len(heard.messages()) == 252)  # type: ignore[misc]
+            assert {ask(999), *said} == set(mx1.handler.messages())
+            assert {ask(998), *said} == set(mx2.handler.messages())
 
     run(story())
 
@@ -228,6 +256,31 @@ def test_messages_gather_while_calls_are_under_way() -> None:
             await mx2.handler.until(lambda: len(mx2.handler.messages()) == 3_000)
             assert {ask(number) for number in range(3_000)} == set(mx2.handler.messages())
             assert 30 <= len(mx2.handler.packets) < 60
+
+    run(story())
+
+
+def test_a_few_messages_wait_for_others_while_a_call_is_under_way() -> None:
+    """So that not each of them takes a call of its own."""
+
+    async def story() -> None:
+        async with Nodes() as nodes:
+            mx1, mx2 = await nodes.add("mx1"), await nodes.add("mx2")
+            nodes.introduce()
+            go = asyncio.Event()
+
+            async def answer(packet: Packet) -> Contents:
+                await go.wait()
+                return Contents()
+
+            mx2.handler.answer = answer
+            for number in range(PEER_CALLS_MAX):
+                mx1.peers.send("mx2", [ask(number)])
+                # The first goes at once, the others in turns of the loop that take less than they wait.
+                await asyncio.sleep(0)
+            await mx2.handler.until(lambda: len(mx2.handler.messages()) == PEER_CALLS_MAX)
+            assert len(mx2.handler.packets) < PEER_CALLS_MAX
+            go.set()
 
     run(story())
 
@@ -422,6 +475,41 @@ def test_without_certificates_a_wrong_address_is_noticed_too() -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (packet(head("mx3")), "mx3 answers at {address}: correct the address of mx2"),
+        (packet(head("mx2", "mx3")), "this is mx1, not mx3: correct the address of mx3"),
+        (packet(head(protocol_oldest=2, protocol_newest=3)), f"{NINE} speaks protocol 2, mx1 up to 1: upgrade mx1"),
+        (b"\xff", "this is not protobuf"),
+    ],
+)
+def test_answers_are_checked_like_questions(answer: bytes, expected: str) -> None:
+    """Nothing of a wrong one is heard, and the peer counts as unreachable."""
+
+    async def story() -> None:
+        async def respond(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+            return answer
+
+        server = grpc.aio.server()
+        method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(respond)
+        service = grpc.method_handlers_generic_handler("postmeter.v1.Peers", {"Exchange": method})
+        server.add_generic_rpc_handlers((service,))
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        async with Nodes() as nodes:
+            mx1 = await nodes.add("mx1")
+            mx1.peers.set_peers({"mx2": address})
+            with pytest.raises(PeerError) as caught:
+                await mx1.peers.exchange("mx2")
+            assert f"mx2 answers what cannot be: {expected.format(address=address)}" == str(caught.value)
+            assert not mx1.state("mx2").reachable
+            assert [] == mx1.handler.packets
+        await server.stop(None)
+
+    run(story())
+
+
+@pytest.mark.parametrize(
     ("given", "expected"),
     [
         (
@@ -500,8 +588,9 @@ def test_a_message_of_100_mb_is_refused() -> None:
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 10_000,
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(600),
+        b"",
     ],
-    ids=["random", "http/1.1", "http/2", "tls"],
+    ids=["random", "http/1.1", "http/2", "tls", "silence"],
 )
 def test_garbage_at_the_port_disturbs_nobody(authority: Path, data: bytes, secure: bool) -> None:
     """The connection is closed, and the others are answered."""
@@ -689,7 +778,7 @@ def test_new_certificates_are_used_without_a_restart(tmp_path: Path, authority: 
                 await log.until(lambda: any("mx1.key: is not the key of" in line for line in log.lines))
                 await mx1.peers.exchange("mx2")
                 install(foreign, *files)
-                await log.until(lambda: 2 == len(log.starting("certificates read")))
+                await log.until(lambda: 2 == len(log.starting("new certificates in use")))
             await mx1.peers.exchange("mx2")
             await mx2.peers.exchange("mx1")
             old = await call(mx1.address, packet(head()), credentials("mx2", authority))
