@@ -398,6 +398,15 @@ def test_agent_check(tmp_path: Path, capsys: Captured) -> None:
     assert f"{limits}:1: limits.a" in text
 
 
+def test_agent_check_needs_no_limits_file_with_etcd(tmp_path: Path, capsys: Captured) -> None:
+    """A node that follows etcd has no file of limits; one that is named is checked all the same."""
+    settings = tmp_path / "postmeter.yaml"
+    settings.write_text("limits: nowhere.yaml\netcd: {endpoints: ['http://127.0.0.1:2379']}\n")
+    assert 0 == main(["agent", "--check", "--settings", str(settings)])
+    assert 2 == main(["agent", "--check", "--settings", str(settings), "--limits", str(tmp_path / "nowhere.yaml")])
+    assert "nowhere.yaml: cannot be read" in capsys.readouterr().out
+
+
 def test_agent_runs_with_settings_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Options take the place of what the file says; the agent's exit status is that of the command."""
     ran: list[Settings] = []

@@ -79,7 +79,9 @@ def _check(args: argparse.Namespace) -> int:
 
     limits, problems = args.limits, []
     try:
-        limits = _settings(args).limits
+        settings = _settings(args)
+        # A node that follows etcd has its limits there.
+        limits = args.limits if settings.etcd else settings.limits
     except ConfigError as error:
         problems += error.problems
     try:
