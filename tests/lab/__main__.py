@@ -2,10 +2,9 @@
 
     python -m tests.lab [--bare] [--command COMMAND]... [NAME...]
 
-Boots hosts (mx1, mx2, mx3 unless named) and installs the cluster on them with deploy/ansible/install.yml,
-as an operator would; with --bare only boots them. Then reads commands, from the terminal or from --command; `help`
-lists them. The hosts end with the program. Users are user1@example.com to user9@example.com, with the password
-"letter-box".
+Boots hosts (mx1, mx2, mx3 unless named) and installs a cluster on them with deploy/ansible (etcd.yml and install.yml),
+as an operator would; with --bare only boots them. Then reads commands from the terminal or from --command; `help` lists
+them. The hosts end with the program. Users are user1@example.com to user9@example.com, their password is letter-box.
 """
 
 # ruff: noqa: D403 - the docstrings of commands are what `help` prints
@@ -128,7 +127,8 @@ def main() -> int:
         with Lab(args.names) as lab:
             print(f"{len(lab.hosts)} hosts booted in {time.monotonic() - start:.1f} s")
             if not args.bare:
-                _timed("installed by Ansible", lambda: lab.install())
+                _timed("etcd installed by Ansible", lab.install_etcd)
+                _timed("cluster installed by Ansible", lab.install)
             prompt = Prompt(lab)
             prompt.onecmd("status")
             for command in args.command:

@@ -315,7 +315,11 @@ class Lab:
             "ANSIBLE_NOCOLOR": "1",
         }
         done = subprocess.run(
-            [*self.entry("--mount", "--net", "--pid"), tools / "ansible-playbook", ROOT / playbook, *options],
+            [
+                *self.entry("--mount", "--net", "--pid"),
+                *(tools / "ansible-playbook", ROOT / playbook),
+                *("-e", f"secrets_directory={self.directory}/secrets", *options),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -328,10 +332,14 @@ class Lab:
             raise LabError(f"ansible-playbook {playbook} {shlex.join(options)} failed ({done.returncode}):\n{text}")
         return text
 
-    def install(self, *options: str) -> str:
-        """Bring the cluster up on bare hosts, without a network, as the example playbook does it."""
-        wheels = ("-e", "postmeter_source=wheelhouse", "-e", f"postmeter_wheelhouse={cache.wheelhouse()}")
-        return self.ansible("deploy/ansible/install.yml", *wheels, *options)
+    def install(self, *options: str, wheels: Path | None = None, check: bool = True) -> str:
+        """Install or upgrade by the example playbook, without a network: this tree's Postmeter, or that of `wheels`."""
+        source = ("-e", "postmeter_source=wheelhouse", "-e", f"postmeter_wheelhouse={wheels or cache.wheelhouse()}")
+        return self.ansible("deploy/ansible/install.yml", *source, *options, check=check)
+
+    def install_etcd(self) -> str:
+        """Bring up an etcd of three members, as the example playbook does it."""
+        return self.ansible("deploy/ansible/etcd.yml")
 
     def connect(self, name: str, port: int, timeout_s: float = 30.0) -> socket.socket:
         """Connect from the lab to a host."""

@@ -34,6 +34,6 @@ systemctl enable -q postfix.service
 systemctl mask -q apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
     logrotate.timer man-db.timer systemd-tmpfiles-clean.timer console-getty.service getty.target \
     systemd-networkd.service systemd-resolved.service systemd-timesyncd.service 2>/dev/null
-rm -rf /var/cache/apt/archives/*.deb /var/lib/etcd/default /etc/machine-id
+rm -rf /var/cache/apt/archives/*.deb /var/lib/etcd/default /etc/machine-id /var/lib/dbus/machine-id
 touch /etc/machine-id
 INSIDE
