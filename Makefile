@@ -53,6 +53,8 @@ lock: ## pin the newest versions that pyproject.toml admits
 	    -o tests/requirements.lock
 	uv pip compile tests/lab/requirements.in --python-version 3.11 --universal --generate-hashes --no-annotate \
 	    --no-header --upgrade -q -o tests/lab/requirements.lock
+	uv pip compile tests/lab/salt.in --python-version 3.11 --universal --generate-hashes --no-annotate \
+	    --no-header --upgrade -q -o tests/lab/salt.lock
 
 clean: ## remove everything that was made here
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
     base()          a Debian 12 with systemd, sshd, Postfix and etcd, made by debootstrap: the hosts' lowest layer
     tools()         a virtual environment with Ansible and the linters
+    salt()          a layer over the base, with Salt in /opt/salt
     wheelhouse()    Postmeter and what it needs as wheels: what the role installs without a network
     key()           the ssh key that opens all hosts
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOST = Path(__file__).with_name("host")
 CACHE = Path(os.environ.get("POSTMETER_LAB_CACHE", "/var/cache/postmeter-lab"))
 REQUIREMENTS = Path(__file__).with_name("requirements.lock")
+SALT = Path(__file__).with_name("salt.lock")
 RELEASE = "bookworm"
 # Debian's own: wheels of other versions of Python would not fit the hosts.
 PYTHON = "/usr/bin/python3"
@@ -61,12 +63,19 @@ def tools() -> Path:
     return _made("tools", [REQUIREMENTS], _make_tools) / "bin"
 
 
-def wheelhouse(version: str | None = None) -> Path:
-    """A directory of wheels: this tree's Postmeter, or the same under another version, and what it depends on."""
+def salt() -> Path:
+    """A layer for hosts: /opt/salt, and the command salt-call."""
+    return _made("salt", [SALT], _make_salt)
+
+
+def wheelhouse(version: str | None = None, spoiled: bool = False) -> Path:
+    """A directory of wheels: this tree's Postmeter, or the same under another version, and what it depends on.
+
+    `spoiled`: its agent ends as soon as it is started.
+    """
     sources = [path for name in ("node", "proto") for path in sorted((ROOT / name).rglob("*")) if _is_source(path)]
-    return _made(
-        f"wheels-{version or 'own'}", [ROOT / "pyproject.toml", *sources], partial(_make_wheels, version=version)
-    )
+    name = f"wheels-{version or 'own'}{'-spoiled' if spoiled else ''}"
+    return _made(name, [ROOT / "pyproject.toml", *sources], partial(_make_wheels, version=version, spoiled=spoiled))
 
 
 def key() -> Path:
@@ -121,7 +130,19 @@ def _make_tools(made: Path) -> None:
     run(made / "bin/python", "-m", "pip", "install", "-q", "--require-hashes", "-r", REQUIREMENTS)
 
 
-def _make_wheels(made: Path, version: str | None) -> None:
+def _make_salt(made: Path) -> None:
+    venv = made / "opt/salt"
+    run(PYTHON, "-m", "venv", venv)
+    run(venv / "bin/python", "-m", "pip", "install", "-q", "--require-hashes", "-r", SALT)
+    # On the host it lies elsewhere than where it was made, so none of its own scripts would find it.
+    command = made / "usr/local/bin/salt-call"
+    command.parent.mkdir(parents=True)
+    start = "import sys; from salt.scripts import salt_call; sys.exit(salt_call())"
+    command.write_text(f"#!/bin/sh\nexec /opt/salt/bin/python -c '{start}' \"$@\"\n")
+    command.chmod(0o755)
+
+
+def _make_wheels(made: Path, version: str | None, spoiled: bool) -> None:
     tree = made / "tree"
     shutil.copytree(ROOT / "node", tree / "node", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -129,6 +150,9 @@ def _make_wheels(made: Path, version: str | None) -> None:
     if version:
         init = tree / "node/postmeter/__init__.py"
         init.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', init.read_text()))
+    if spoiled:
+        with (tree / "node/postmeter/agent.py").open("a") as agent:
+            agent.write('\n\ndef run(settings: Settings) -> int:\n    sys.exit("spoiled on purpose")\n')
     pinned = made / "pinned.txt"
     pinned.write_text(run(sys.executable, "-m", "pip", "freeze", "--exclude-editable"))
     run(

@@ -1,0 +1,1 @@
+../../../roles/postmeter/module_utils/postmeter_wiring.py

@@ -1,0 +1,6 @@
+---
+include:
+  - postmeter.package
+  - postmeter.config
+  - postmeter.service
+  - postmeter.postfix

@@ -1,0 +1,9 @@
+---
+postmeter-postfix-clean-main-cf:
+  postmeter_postfix.unwired: []
+
+postmeter-postfix-clean-reload:
+  cmd.run:
+    - name: postfix reload
+    - onchanges:
+      - postmeter_postfix: postmeter-postfix-clean-main-cf

@@ -1,0 +1,3 @@
+---
+include:
+  - postmeter.postfix.wire

@@ -1,0 +1,3 @@
+---
+include:
+  - postmeter.service.running
