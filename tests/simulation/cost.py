@@ -61,8 +61,8 @@ class Cost:
 
 
 HEADING = """\
-                              per 1,000            per admitted message         per node and second   rounds until
-nodes  senders      admitted  loan requests  packets messages gossip bytes    exchanges digest bytes  all agree"""
+                              per 1,000            per admitted message       gossip, node and second   rounds until
+nodes  senders      admitted  loan requests  packets messages gossip bytes     messages digest bytes  all agree"""
 
 
 class CostWorld(World):

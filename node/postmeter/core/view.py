@@ -16,7 +16,8 @@ versions: an entry carries the one at which it last changed, and of two forms of
 amounts grow that is their maximum; a reset or a refund gets through, too. The entries of one version are a *bucket*.
 A view knows for each owner a version up to which it lacks nothing. A *portion* is all that changed after `since` up to
 `version`; who does not know everything up to `since` ignores it and asks again. So every node may pass on what it knows
-of every other. Each call of `count` may begin a bucket if somebody asked meanwhile: collect what is counted until then.
+of every other. `count` takes 0.6 µs a key if there are many in a call: pass some hundred where others wait meanwhile.
+Each call may begin a bucket, if somebody has asked since the last.
 
 An owner is a node with an incarnation. A node that starts again has a later incarnation and counts anew everything that
 it still has; that replaces what it said before, which may have been more.
