@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from postmeter.clock import Clock
 from postmeter.core.committed import Committed
-from postmeter.core.effects import Message, Meter, Place, Put, Record, Send
+from postmeter.core.effects import Message, Meter, Place, Put, Ready, Record, Send
 from postmeter.core.meters import Meters, MetersId
 from postmeter.core.policy import Decision
 from postmeter.core.rights import Rights
@@ -265,20 +265,24 @@ class Cluster:
         assert self.rights is not None
         assert self.view is not None
         source, contents = packet.head.sender, packet.contents
+        answers: list[Message] = []
         for start in range(0, len(contents.messages), HEAR_MESSAGES_MAX):
             for message in contents.messages[start : start + HEAR_MESSAGES_MAX]:
-                self._keeper.carry_out(self.rights.receive(source, message, self._clock.now_ms()))
+                ready = self.rights.receive(source, message, self._clock.now_ms())
+                answers += [send.message for send in ready.send if send.to == source]
+                self._keeper.carry_out(Ready(ready.persist, [send for send in ready.send if send.to != source]))
             self._resume_some()
             await asyncio.sleep(0)
         for _ in self.view.merge(contents.digest, contents.portions, self._clock.now_ms()):
             await asyncio.sleep(0)
         if packet.is_reply and contents.digest:
             self._digests[source] = contents.digest
-        # Else the answer would leave without what was made of the messages, and that by a packet of its own.
-        await self._keeper.durable()
-        if packet.is_reply or not contents.digest:
-            return Contents()
-        return self._contents(contents.digest)
+        answer = self._contents(contents.digest) if contents.digest and not packet.is_reply else Contents()
+        if await self._keeper.durable():
+            # By the way that the questions came: the other way may be cut, and what is lent by an answer that is lost
+            # is out of use for a lifetime and a window.
+            answer.messages = answers
+        return answer
 
     def _contents(self, known: Digest | None) -> Contents:
         assert self.view is not None

@@ -23,6 +23,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -166,11 +167,21 @@ class PeerPort:
             receiving = asyncio.create_task(self._handler.receive(Packet(head, contents, is_reply=False)))
             self._receiving.add(receiving)
             receiving.add_done_callback(self._receiving.discard)
-            data, left = await self._speaker.write(head.sender, await asyncio.shield(receiving))
+            try:
+                answer = await asyncio.shield(receiving)
+            except asyncio.CancelledError:
+                receiving.add_done_callback(partial(self._send_late, head.sender))
+                raise
+            data, left = await self._speaker.write(head.sender, answer)
         finally:
             self._answering[head.sender] -= 1
         self._send(head.sender, left)
         return data
+
+    def _send_late(self, node: str, receiving: asyncio.Task[Contents]) -> None:
+        """Send what would have been answered."""
+        if not receiving.cancelled() and receiving.exception() is None:
+            self._send(node, receiving.result().messages)
 
     def _admit(self, head: Head, names: list[str]) -> None:
         """Raises PeerError if the sender is not who it says, or not to be heard."""
