@@ -16,10 +16,11 @@ from .compare import FULL, QUICK, compare, progress, show_limits
 from .decision import measure_decisions
 from .load import BenchError, build
 from .meters import measure_meters, population
+from .neighbours import measure_neighbours
 from .report import Result, markdown, table, write_json
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
-PARTS = ("limits", "compare", "meters", "decision")
+PARTS = ("limits", "compare", "meters", "decision", "neighbours")
 
 
 def main() -> int:
@@ -44,6 +45,9 @@ def main() -> int:
             if "decision" in arguments.only:
                 progress("the decision alone")
                 result.decisions = measure_decisions(population(plan.meters), plan.decisions_s)
+            if "neighbours" in arguments.only:
+                progress("the agent beside peers that push")
+                result.neighbours = measure_neighbours(directory, binaries / "load", plan.seconds, plan.rounds)
         except BenchError as error:
             print(f"bench: {error}", file=sys.stderr)
             return 1

@@ -2,9 +2,9 @@
  * load.c - load generator for the Postfix policy delegation protocol
  *
  * SYNOPSIS
- *   load [-c connections] [-d seconds] [-w seconds] [-n requests] [-k users]
- *        [-D domains] [-s stage] [-r recipients] [-e reply] [-t seconds]
- *        [-S seed] [-p core] inet:ADDRESS:PORT | unix:/PATH
+ *   load [-c connections] [-d seconds] [-w seconds] [-n requests] [-R rate]
+ *        [-k users] [-D domains] [-s stage] [-r recipients] [-e reply]
+ *        [-t seconds] [-S seed] [-p core] inet:ADDRESS:PORT | unix:/PATH
  *
  * DESCRIPTION
  *   A closed loop: every connection has exactly one request outstanding and
@@ -15,6 +15,9 @@
  *   -c  connections (1)
  *   -d  seconds measured (2), after -w seconds of warm-up (0)
  *   -n  instead of -d: send this many requests and end
+ *   -R  instead of a closed loop: so many requests a second, evenly spaced, on
+ *       whichever connection is idle. Latency counts from when a request was
+ *       due, so waiting for an idle connection is part of it.
  *   -k  users (10000), spread over -D domains (997). With -d users are drawn
  *       uniformly; with -n they are walked through in order: 0, 1, 2, ...
  *   -s  protocol_state: END-OF-MESSAGE (default), DATA, RCPT
@@ -67,7 +70,7 @@
 static int connections = 1, recipients = 1;
 static unsigned users = 10000, domains = 997;
 static uint64_t requests_max;                           /* 0: by time */
-static double seconds = 2, warmup = 0, timeout = 30;
+static double seconds = 2, warmup = 0, timeout = 30, rate = 0;
 static const char *stage = "END-OF-MESSAGE";
 static char expected[REPLY_MAX];
 static size_t expected_bytes;
@@ -198,6 +201,9 @@ struct connection {
 };
 static struct connection *all;
 static int epoll_fd, outstanding;
+static struct connection **idle;                        /* with -R: a stack of those that wait for a request */
+static int idle_count;
+static uint64_t due;
 static uint64_t measure_from, others, first_other_at;
 static char first_other[REPLY_MAX];
 
@@ -247,7 +253,7 @@ static void send_request(struct connection *c)
     c->waiting = 1;
     c->number = sent;
     outstanding++;
-    c->sent_at = now_ns();
+    c->sent_at = rate ? due : now_ns();
     /* one request is far below any socket buffer, and none is outstanding: a short write means trouble */
     if (send(c->fd, request, (size_t)request_bytes, MSG_NOSIGNAL) != request_bytes)
         die(1, "the server hung up (or its socket is full)");
@@ -281,6 +287,15 @@ static int read_reply(struct connection *c)
     return 1;
 }
 
+/* with -R: send what is due, as far as there are idle connections; returns how long nothing will be, in ns */
+static uint64_t send_due(uint64_t stop_at)
+{
+    uint64_t now = now_ns();
+    for (; idle_count && due <= now && now < stop_at; due += (uint64_t)(1e9 / rate))
+        send_request(idle[--idle_count]);
+    return idle_count && due > now ? due - now : 100000000;
+}
+
 static void print_json_string(const char *s)
 {
     putchar('"');
@@ -305,12 +320,13 @@ static void options(int argc, char **argv)
     cpu_set_t cores;
     CPU_ZERO(&cores);
     int o;
-    while ((o = getopt(argc, argv, "c:d:w:n:k:D:s:r:e:t:S:p:")) != -1)
+    while ((o = getopt(argc, argv, "c:d:w:n:R:k:D:s:r:e:t:S:p:")) != -1)
         switch (o) {
         case 'c': connections = atoi(optarg); break;
         case 'd': seconds = atof(optarg); break;
         case 'w': warmup = atof(optarg); break;
         case 'n': requests_max = strtoull(optarg, NULL, 10); break;
+        case 'R': rate = atof(optarg); break;
         case 'k': users = (unsigned)strtoul(optarg, NULL, 10); break;
         case 'D': domains = (unsigned)strtoul(optarg, NULL, 10); break;
         case 's': stage = optarg; break;
@@ -326,7 +342,7 @@ static void options(int argc, char **argv)
         default: die(2, "usage: see the head of load.c");
         }
     if (optind != argc - 1 || connections < 1 || connections > CONNECTIONS_MAX || !users || !domains ||
-        seconds <= 0 || strlen(stage) > 32 || strlen(reply) > REPLY_MAX - 3)
+        seconds <= 0 || rate < 0 || (rate > 0 && requests_max) || strlen(stage) > 32 || strlen(reply) > REPLY_MAX - 3)
         die(2, "usage: see the head of load.c");
     expected_bytes = (size_t)snprintf(expected, sizeof expected, "%s\n\n", reply);
 }
@@ -341,7 +357,8 @@ int main(int argc, char **argv)
     prctl(PR_SET_TIMERSLACK, 1000UL);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     all = calloc((size_t)connections, sizeof *all);
-    if (!all)
+    idle = calloc((size_t)connections, sizeof *idle);
+    if (!all || !idle)
         die(2, "out of memory");
     for (int i = 0; i < connections; i++)
         open_connection(&all[i], &sa, sa_bytes);
@@ -353,12 +370,17 @@ int main(int argc, char **argv)
         measure_from += (uint64_t)(warmup * 1e9);
         stop_at = measure_from + (uint64_t)(seconds * 1e9);
     }
+    due = start;
     for (int i = 0; i < connections && (!requests_max || sent < requests_max); i++)
-        send_request(&all[i]);
+        if (rate)
+            idle[idle_count++] = &all[i];
+        else
+            send_request(&all[i]);
 
     struct epoll_event events[EVENTS];
-    while (outstanding) {
-        int n = epoll_wait(epoll_fd, events, EVENTS, 100);
+    while (outstanding || (rate && now_ns() < stop_at)) {
+        struct timespec patience = { .tv_nsec = rate ? (long)send_due(stop_at) : 100000000 };
+        int n = epoll_pwait2(epoll_fd, events, EVENTS, &patience, NULL);
         if (n == 0 && (double)(now_ns() - heard) > timeout * 1e9)
             die(1, "no reply in time");
         for (int i = 0; i < n; i++) {
@@ -372,7 +394,9 @@ int main(int argc, char **argv)
                 histogram_add(t - c->sent_at);
                 last_reply = t;
             }
-            if (requests_max ? sent < requests_max : t < stop_at)
+            if (rate)
+                idle[idle_count++] = c;
+            else if (requests_max ? sent < requests_max : t < stop_at)
                 send_request(c);
         }
     }

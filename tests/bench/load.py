@@ -99,11 +99,15 @@ def generate(
     requests: int = 0,
     seconds: float = 0.0,
     warmup_s: float = 0.0,
+    rate: float = 0.0,
     seed: int = 1,
     core: int = LOAD_CORE,
 ) -> Run:
-    """Ask `target` for so many `seconds`, or so many `requests` walking through the users in order."""
-    amount = [f"-n{requests}"] if requests else [f"-d{seconds}", f"-w{warmup_s}"]
+    """Ask `target` for so many `seconds`, or so many `requests` walking through the users in order.
+
+    It is asked again as soon as it has answered; with a `rate` so often a second, however long the answers take.
+    """
+    amount = [f"-n{requests}"] if requests else [f"-d{seconds}", f"-w{warmup_s}", f"-R{rate}"]
     load = [f"-c{connections}", f"-k{people.users}", f"-D{people.domains}", f"-s{stage}", f"-e{accepted}", f"-S{seed}"]
     command = [str(binary), *amount, *load, f"-p{core}", f"-t{REPLY_S_MAX}", target]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -24,6 +24,7 @@ from typing import Any
 from .compare import AGENT, ECHO, LOOKS, ON_DISK, PEERS, SAME_CORE, Plan, Row, Shown
 from .decision import Decisions
 from .meters import Memory
+from .neighbours import UPDATES_PER_S, Neighbours
 from .servers import POSTFWD_VARIANTS
 
 PACKAGES = ("postfwd", "policyd-rate-limit", "gcc")
@@ -41,6 +42,7 @@ class Result:
     memory: list[Memory] = field(default_factory=list)
     live: list[Row] = field(default_factory=list)
     decisions: list[Decisions] = field(default_factory=list)
+    neighbours: Neighbours | None = None
 
     def row(self, server: str, connections: int, transport: str = "inet") -> Row | None:
         """The row of a server, None if it was not measured."""
@@ -102,6 +104,9 @@ def targets(result: Result) -> list[Target]:
     for d in result.decisions:
         cluster = f", {d.nodes} nodes with rights local" if d.nodes > 1 else ""
         add(f"decisions/s on one core, {d.meters:,} live meters{cluster}", 200_000, [d.per_second])
+    if result.neighbours:
+        what = f"p99 beside peers that push {UPDATES_PER_S:,} updates/s by that beside idle ones, half of all it can do"
+        add(what, 2, result.neighbours.ratios, at_least=False)
     return found
 
 
@@ -141,6 +146,12 @@ def table(result: Result) -> str:
         ]
         head = ["nodes", "live meters", "parsed requests/s", "from the bytes on"]
         parts.append(columns("The decision alone, on one core, rights local", head, lines, 0))
+    if result.neighbours:
+        parts.append(
+            columns(
+                "What peers cost: each round, at an even rate", NEIGHBOURS_HEAD, _neighbour_lines(result.neighbours), 1
+            )
+        )
     lines = [
         [t.what, _amount(t.target), _amount(t.measured), "met" if t.met else "MISSED", _spread(t)]
         for t in targets(result)
@@ -161,6 +172,16 @@ MEMORY_HEAD = [
     "most MiB",
     "bytes/meter",
 ]
+NEIGHBOURS_HEAD = ["peers", "updates/s", "requests/s", "p50 ms", "p99 ms", "p99.9 ms"]
+
+
+def _neighbour_lines(found: Neighbours) -> list[list[str]]:
+    idle = [("idle", 0.0, run) for run in found.idle]
+    pushed = [("push", updates, run) for updates, run in zip(found.updates_per_s, found.pushed, strict=True)]
+    return [
+        [peers, f"{updates:,.0f}", f"{run.per_second:,.0f}", _ms(run.p50_us), _ms(run.p99_us), _ms(run.p999_us)]
+        for peers, updates, run in idle + pushed
+    ]
 
 
 def _cells(row: Row, result: Result) -> list[str]:
@@ -295,6 +316,7 @@ def write_json(result: Result, file: Path, directory: Path) -> None:
         "live_meters": [asdict(row) for row in result.live],
         "memory": [asdict(memory) | {"bytes_per_meter": memory.bytes_per_meter} for memory in result.memory],
         "decisions": [asdict(decisions) for decisions in result.decisions],
+        "neighbours": asdict(result.neighbours) if result.neighbours else None,
         "targets": [asdict(target) | {"met": target.met} for target in targets(result)],
     }
     file.parent.mkdir(parents=True, exist_ok=True)

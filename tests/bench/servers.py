@@ -115,7 +115,7 @@ class Server:
 
 def missing() -> list[str]:
     """The programs that the bench needs and that are not installed."""
-    programs = ("gcc", *POSTFWD_VARIANTS, "policyd-rate-limit")
+    programs = ("gcc", *POSTFWD_VARIANTS, "policyd-rate-limit", "etcd", "etcdctl")
     return [program for program in programs if shutil.which(program, path=PATH) is None]
 
 
@@ -140,33 +140,38 @@ def agent_command() -> Path:
 
 
 @contextlib.contextmanager
-def start_agent(directory: Path, limits: Limits) -> Iterator[Server]:
+def start_agent(directory: Path, limits: Limits, **more: object) -> Iterator[Server]:
     """The agent, as it is installed beside this Python, on both transports; its state lies in `directory`."""
     targets = {"inet": _inet_target(), "unix": f"unix:{directory}/agent.sock"}
-    windows = {
-        "user-hour": ("sasl_username", limits.user_hour, limits.hour_s),
-        "user-day": ("sasl_username", limits.user_day, limits.day_s),
-        "domain-hour": ("sasl_domain", limits.domain_hour, limits.hour_s),
-    }
-    documents = {
-        name: {"key": key, "count": "recipients", "max": most, "per": f"{per_s}s"}
-        for name, (key, most, per_s) in windows.items()
-    }
     settings = {
         "listen": [targets["inet"], {"unix": f"{directory}/agent.sock", "mode": "0600"}],
         "state_dir": f"{directory}/state",
         "admin_socket": f"{directory}/admin.sock",
         "limits": f"{directory}/limits.yaml",
         "log": {"level": "error"},
+        **more,
     }
     # JSON is YAML.
-    (directory / "limits.yaml").write_text(json.dumps({"limits": documents}))
+    (directory / "limits.yaml").write_text(json.dumps({"limits": documents(limits)}))
     (directory / "postmeter.yaml").write_text(json.dumps(settings))
     command = [str(agent_command()), "agent", "--settings", str(directory / "postmeter.yaml")]
     with _child(command, directory) as pid:
         for target in targets.values():
             _wait_for(target, pid)
         yield Server("postmeter", pid, targets)
+
+
+def documents(limits: Limits) -> dict[str, dict[str, object]]:
+    """The three limits as the agent reads them, by name."""
+    windows = {
+        "user-hour": ("sasl_username", limits.user_hour, limits.hour_s),
+        "user-day": ("sasl_username", limits.user_day, limits.day_s),
+        "domain-hour": ("sasl_domain", limits.domain_hour, limits.hour_s),
+    }
+    return {
+        name: {"key": key, "count": "recipients", "max": most, "per": f"{per_s}s"}
+        for name, (key, most, per_s) in windows.items()
+    }
 
 
 @contextlib.contextmanager

@@ -63,6 +63,13 @@ def test_meters_and_decisions_are_measured(figures: dict[str, Any]) -> None:
     assert [1, 3] == [decisions["nodes"] for decisions in figures["decisions"] if decisions["per_second"] > 0]
 
 
+def test_peers_push_what_they_should(figures: dict[str, Any]) -> None:
+    """The agent has taken in what it was told meanwhile, and all that it was asked was accepted."""
+    neighbours = figures["neighbours"]
+    assert all(updates > 10_000 for updates in neighbours["updates_per_s"])
+    assert all(run["others"] == 0 for run in neighbours["idle"] + neighbours["pushed"])
+
+
 def test_targets_have_figures(figures: dict[str, Any]) -> None:
     """Every target of the README is printed beside a figure; whether it is met is nothing that a test may ask."""
-    assert len(figures["targets"]) == 12
+    assert len(figures["targets"]) == 13
