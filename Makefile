@@ -4,10 +4,10 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help run cluster test lint bench simulate lab lab-test proto lock clean
+.PHONY: help run cluster test cluster-test lint bench simulate lab lab-test proto lock clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: $(READY) ## run the agent here: Postfix asks at 127.0.0.1:10040, limits from deploy/examples/limits.yaml
 	@mkdir -p build
@@ -30,6 +30,12 @@ lint: $(READY) ## check style and types
 bench: $(READY) ## measure the agent beside a C echo server, postfwd and policyd-rate-limit
 	@tests/packages.sh
 	$(BIN)/python -m tests.bench
+
+RUNS ?= 3
+cluster-test: $(READY) ## real clusters while their network is cut and their nodes die, a quarter of an hour: as root
+	@tests/packages.sh
+	$(BIN)/pytest -n 2 -m long tests/cluster
+	$(BIN)/python -m tests.cluster --seeds $(RUNS)
 
 SEEDS ?= 0:10000
 WHAT ?= chaos

@@ -77,7 +77,8 @@ class Certificates:
 class EtcdServer:
     """One etcd process. Members of a cluster know each other by `cluster`: names and URLs as etcd wants them.
 
-    With `certificates` it speaks TLS, as "etcd", and wants a certificate of its clients.
+    With `certificates` it speaks TLS, as "etcd", and wants a certificate of its clients. On another machine than this
+    one it has that `address`, and `command` is what runs commands there.
     """
 
     def __init__(
@@ -88,12 +89,15 @@ class EtcdServer:
         ports: tuple[int, int] | None = None,
         cluster: str = "",
         certificates: Certificates | None = None,
+        address: str = "127.0.0.1",
+        command: Sequence[str] = (),
     ) -> None:
         self.port, peer_port = ports or tuple(free_ports(2))
         self.name = name
         self.certificates = certificates
-        self.endpoint = f"{'https' if certificates else 'http'}://127.0.0.1:{self.port}"
-        self._peer = f"http://127.0.0.1:{peer_port}"
+        self.endpoint = f"{'https' if certificates else 'http'}://{address}:{self.port}"
+        self._peer = f"http://{address}:{peer_port}"
+        self._command = command
         self._cluster = cluster or f"{name}={self._peer}"
         self._directory = directory
         self._options = options
@@ -126,7 +130,7 @@ class EtcdServer:
             words += ["--client-cert-auth", "--trusted-ca-file", str(self.certificates.ca)]
         self._log.write_bytes(b"")
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(["etcd", *words, *self._options], stdout=log, stderr=log)
+            self._process = subprocess.Popen([*self._command, "etcd", *words, *self._options], stdout=log, stderr=log)
         if wait:
             self.wait_for("serving client traffic")
 
@@ -197,7 +201,8 @@ class EtcdServer:
         if self.certificates:
             tls = ["--cacert", str(self.certificates.ca), "--cert", str(self.certificates.certificate("client"))]
             tls += ["--key", str(self.certificates.key("client"))]
-        command = ["etcdctl", "--command-timeout=25s", "--endpoints", self.endpoint, *tls, *self._login, *words]
+        command = [*self._command, "etcdctl", "--command-timeout=25s", "--endpoints", self.endpoint]
+        command += [*tls, *self._login, *words]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=30, env={**os.environ, "ETCDCTL_API": "3"}
         )

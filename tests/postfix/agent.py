@@ -42,6 +42,11 @@ class AgentError(Exception):
     """The agent did not do what every run must; the message ends with its log."""
 
 
+def postmeter() -> Path:
+    """The program that is tested: the script that the installation made beside the interpreter."""
+    return Path(sys.executable).with_name("postmeter")
+
+
 class SocketHolder:
     """Holds a listening socket while agents come and go: what connects in between waits in its queue."""
 
@@ -106,9 +111,8 @@ class Agent:
 
     @property
     def command(self) -> list[str]:
-        """What is run: the script that the installation made beside the interpreter."""
-        script = Path(sys.executable).with_name("postmeter")
-        return [str(script), "agent", "--settings", str(self.directory / "postmeter.yaml")]
+        """What is run."""
+        return [str(postmeter()), "agent", "--settings", str(self.directory / "postmeter.yaml")]
 
     def launch(self) -> None:
         """Start a run without waiting for it."""
