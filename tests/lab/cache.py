@@ -90,7 +90,7 @@ def _made(name: str, sources: Sequence[Path], make: Callable[[Path], object]) ->
     for path in sources:
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     made = CACHE / f"{name}-{digest.hexdigest()[:12]}"
-    whole = made.with_suffix(".made")
+    whole = made.with_name(f"{made.name}.made")
     CACHE.mkdir(parents=True, exist_ok=True)
     CACHE.chmod(0o755)
     with (CACHE / f"{name}.lock").open("w") as lock:

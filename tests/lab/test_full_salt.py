@@ -52,8 +52,7 @@ def before(lab: Lab) -> str:
 
 def apply(host: Host, state: str) -> dict[str, Any]:
     """Apply a state, and return those of its parts that changed something."""
-    output = host.run(f"{SALT} state.apply {state}")
-    parts: dict[str, Any] = json.loads(output[output.index("{") :])["local"]
+    parts: dict[str, Any] = json.loads(host.run(f"{SALT} state.apply {state} 2>/dev/null"))["local"]
     return {name: part["changes"] for name, part in parts.items() if part["changes"]}
 
 

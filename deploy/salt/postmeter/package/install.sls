@@ -49,13 +49,13 @@ postmeter-package-install-wheels:
 
 postmeter-package-install-release:
   cmd.run:
-    - name: >-
-        {{ postmeter.python }} -m venv --clear {{ place }} &&
-        {{ place }}/bin/pip install --quiet --no-input --disable-pip-version-check
-        {{ "--no-index --find-links " ~ place ~ ".wheels" if postmeter.wheelhouse else "" }}
-        {{ postmeter.pip_arguments | join(" ") }} postmeter=={{ postmeter.version }} &&
-        {{ place }}/bin/python -c "import postmeter.agent" &&
-        rm -rf {{ place }}.wheels && touch {{ place }}/installed
+    - name: |
+        set -eu
+        {{ postmeter.python }} -m venv --clear {{ place }}
+        {{ place }}/bin/pip install --quiet --no-input --disable-pip-version-check {{ "--no-index --find-links " ~ place ~ ".wheels" if postmeter.wheelhouse else "" }} {{ postmeter.pip_arguments | join(" ") }} postmeter=={{ postmeter.version }}
+        {{ place }}/bin/python -c "import postmeter.agent"
+        rm -rf {{ place }}.wheels
+        touch {{ place }}/installed
     - creates: {{ place }}/installed
     - umask: "022"
     - require:

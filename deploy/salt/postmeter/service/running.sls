@@ -20,12 +20,16 @@ postmeter-service-running-service-unit:
     - name: /etc/systemd/system/postmeter.service
     - source: salt://postmeter/files/postmeter.service
     - mode: "0644"
+    - require:
+      - file: postmeter-service-running-release
 
 postmeter-service-running-socket-unit:
   file.managed:
     - name: /etc/systemd/system/postmeter.socket
     - source: salt://postmeter/files/postmeter.socket
     - mode: "0644"
+    - require:
+      - file: postmeter-service-running-release
 
 # Where it listens, if not where the unit says.
 postmeter-service-running-listen:
