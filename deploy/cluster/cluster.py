@@ -9,6 +9,7 @@ time; ^C stops all.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -45,9 +46,9 @@ HELP = """
 Three agents are up. In another terminal:
 
   postmeter ask --socket {directory}/mx1.sock sasl_username=alice@example.com     would she be let through?
+  exec 3<>/dev/tcp/127.0.0.1/10041                  30 recipients through mx1 (in bash) ...
   printf '%s\\n' request=smtpd_access_policy protocol_state=END-OF-MESSAGE instance=1 \\
-      sasl_username=alice@example.com recipient_count=30 '' | nc -q1 127.0.0.1 10041
-                                                    30 recipients through mx1 ...
+      sasl_username=alice@example.com recipient_count=30 '' >&3; head -1 <&3
   postmeter show --socket {directory}/mx2.sock alice@example.com
                                                     ... are known at mx2, within a second
   export ETCDCTL_API=3 ETCDCTL_ENDPOINTS={etcd}
@@ -81,8 +82,8 @@ class Cluster:
                 number=number, policy=10040 + number, peers=10050 + number, directory=directory, etcd=ETCD
             )
             settings.write_text(text)
-            if number == 1 and not self._run("limits", "list", "--settings", str(settings)).stdout.strip():
-                self._run("limits", "put", "--settings", str(settings), "--all", str(LIMITS), check=True)
+            if number == 1:
+                self._put_limits(str(settings))
             self._spawn(node, self.postmeter, "agent", "--settings", str(settings))
         for node in NODES:
             self._await(f"{node} to serve", partial(self._serves, node))
@@ -103,6 +104,11 @@ class Cluster:
         health = ["etcdctl", "--endpoints", ETCD, "endpoint", "health"]
         self._await("etcd", lambda: subprocess.run(health, env=ENVIRONMENT, capture_output=True).returncode == 0)
 
+    def _put_limits(self, settings: str) -> None:
+        listed = self._run("limits", "list", "--json", "--settings", settings)
+        if not json.loads(listed.stdout)["limits"]:
+            self._run("limits", "put", "--settings", settings, "--all", str(LIMITS), check=True)
+
     def _make_certificates(self) -> None:
         tls = self.directory / "tls"
         if not tls.exists():
@@ -111,10 +117,11 @@ class Cluster:
                 self._run("certs", "node", node, str(tls), check=True)
 
     def _serves(self, node: str) -> bool:
-        return self._run("health", "--socket", str(self.directory / f"{node}.sock")).returncode == 0
+        asked = [self.postmeter, "health", "--socket", str(self.directory / f"{node}.sock")]
+        return subprocess.run(asked, capture_output=True).returncode == 0
 
     def _run(self, *args: str, check: bool = False) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([self.postmeter, *args], text=True, stdout=subprocess.PIPE, stderr=None, check=check)
+        return subprocess.run([self.postmeter, *args], text=True, stdout=subprocess.PIPE, check=check)
 
     def _spawn(self, name: str, *command: str) -> None:
         print(f"starting {name}", flush=True)
