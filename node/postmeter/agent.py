@@ -19,7 +19,7 @@ from typing import Any
 
 import uvloop
 
-from postmeter import __version__, logs, systemd
+from postmeter import __version__, library_log, logs, systemd
 from postmeter.control import ControlServer
 from postmeter.defaults import SWITCH_INTERVAL_S
 from postmeter.errors import ConfigError, PostmeterError
@@ -58,6 +58,7 @@ async def _run(settings: Settings, passed: list[socket.socket], rejoin: bool) ->
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    library_log.follow()
     node = Node(settings)
     follower = EtcdFollower(node, rejoin) if settings.etcd is not None else None
     reloads: set[asyncio.Task[None]] = set()

@@ -42,6 +42,7 @@ from postmeter.defaults import (
 )
 from postmeter.link import Packet
 from postmeter.packet import Contents
+from postmeter.peer_port import Service
 from postmeter.peers import Peers
 from postmeter.record_keeper import RecordKeeper
 from postmeter.settings import Settings
@@ -61,7 +62,10 @@ class _Waiting:
 
 
 class Cluster:
-    """To `begin`, and to `run` in a task. Until it has begun `rights` is None, and nothing can be charged."""
+    """To `begin`, and to `run` in a task. Until it has begun `rights` is None, and nothing can be charged.
+
+    `services` are called to add others to the port of the peers.
+    """
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class Cluster:
         self.rights: Rights | None = None
         self.view: View | None = None
         self.peers: Peers | None = None
+        self.services: list[Service] = []
         self._committed: Committed | None = None
         self._node_settings = settings
         self._ledger = ledger
@@ -94,7 +99,7 @@ class Cluster:
         self, roster: Roster, incarnation: int, records: Mapping[Place, Record], alive_ms: int, clean: bool
     ) -> None:
         """Take part, as the node of this roster. Raises ConfigError if peers cannot be listened to."""
-        self.peers = Peers(self._node_settings, roster.node, incarnation, self)
+        self.peers = Peers(self._node_settings, roster.node, incarnation, self, services=self.services)
         await self.peers.start()
         self._ledger.roster = roster
         self.view = View(roster.node, incarnation)

@@ -3,7 +3,8 @@
 Two services (see proto/postmeter/v1/control.proto):
 
     postmeter.v1.Control     Ask, Show, Top, Reset, Reload: what the command line shows and does
-    grpc.health.v1.Health    "" for the whole agent, "postmeter.policy" and "postmeter.storage" for its parts
+    grpc.health.v1.Health    "" for the whole agent, "postmeter.policy" and so on for its parts; the port of the peers
+                             serves it, too, over TLS where they have certificates
 
 Nobody but the agent's own user can connect before the socket has its owner and mode. A socket file that a killed agent
 left is replaced; one that answers is not. What takes long (a million keys) is done in portions, and Postfix is answered
@@ -69,7 +70,12 @@ class ControlServer:
             options=[("grpc.max_receive_message_length", CONTROL_BYTES_MAX)],
         )
         control_pb2_grpc.add_ControlServicer_to_server(Control(node, follower), self._server)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._serve_health(self._server)
+        if node.cluster is not None:
+            node.cluster.services.append(self._serve_health)
+
+    def _serve_health(self, server: grpc.aio.Server) -> None:
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
 
     async def start(self) -> None:
         """Answer. Raises ConfigError if the socket cannot be made."""

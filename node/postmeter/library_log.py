@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import sys
+from functools import cache
 from typing import TextIO
 
 from postmeter import logs
@@ -29,7 +30,14 @@ _HANDSHAKE = re.compile("Handshake failed with .*OPENSSL_internal:(?P<name>[A-Z0
 
 
 def follow() -> None:
-    """Turn the library's lines into log events from now on."""
+    """Turn the library's lines into log events, as long as this event loop runs."""
+    reading, lines = _divert()
+    asyncio.get_running_loop().add_reader(reading, lambda: lines.add(os.read(reading, LIBRARY_READ_BYTES)))
+
+
+@cache
+def _divert() -> tuple[int, _Lines]:
+    """Where to read what is written to descriptor 2, and what takes it; the process has only one."""
     stream = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     sys.stderr = stream
     logs.write_to(stream)
@@ -37,8 +45,7 @@ def follow() -> None:
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     os.dup2(writing, 2)
     os.close(writing)
-    lines = _Lines(stream)
-    asyncio.get_running_loop().add_reader(reading, lambda: lines.add(os.read(reading, LIBRARY_READ_BYTES)))
+    return reading, _Lines(stream)
 
 
 class _Lines:

@@ -42,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status; `argparse` exits by itself."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    # gRPC's core would write to standard error what is said better here. It reads this when it is imported.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         args = make_parser().parse_args(argv)
+        if args.run is not agent.run:
+            # gRPC's core would write to standard error what is said better here. It reads this when it is imported.
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         status: int = args.run(args)
         print(end="", flush=True)
     except KeyboardInterrupt:
