@@ -155,10 +155,16 @@ class EtcdServer:
     def pause(self) -> None:
         """Let it do nothing any more, with all its connections open."""
         self._signal(signal.SIGSTOP)
+        wait_until("etcd stands still", self._stands_still)
 
     def resume(self) -> None:
         """Let it go on."""
         self._signal(signal.SIGCONT)
+
+    def _stands_still(self) -> bool:
+        assert self._process
+        threads = Path(f"/proc/{self._process.pid}/task").glob("*/stat")
+        return {"T"} == {thread.read_text().rpartition(")")[2].split()[0] for thread in threads}
 
     def _signal(self, number: int) -> None:
         assert self._process
