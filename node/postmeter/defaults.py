@@ -172,7 +172,7 @@ IDLE_CLEAN_S = 60.0
 # One call to one member. An etcd that elects a leader answers after 1 to 2 s.
 ETCD_CALL_S = 3.0
 # So long the members are tried in turn before a call is said to have failed; each of them at least once.
-ETCD_PATIENCE_S = 4.0
+ETCD_PATIENCE_S = 3.0
 # Pauses between tries grow from the one to the other: a recovery is noticed within about 2 s.
 ETCD_RETRY_S_MIN = 0.05
 ETCD_RETRY_S_MAX = 1.0

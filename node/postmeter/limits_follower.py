@@ -33,13 +33,12 @@ class LimitsFollower:
         self._limits = EtcdLimits()
         self._copy = LimitsCopy(node.settings.state_dir / "etcd-limits.jsonl")
         self._in_force: list[Limit] | None = None
-        self._heard = False
+        self._applied = False
         self._emptied = False
         self._settling = asyncio.Lock()
 
     async def take(self, update: Update) -> None:
         """Put what changed into force."""
-        self._heard = True
         if update.listed and not any(key.startswith(LIMITS) for key in self._mirror.entries):
             if self._in_force is None:
                 await self._load("etcd has no limits")
@@ -49,29 +48,31 @@ class LimitsFollower:
                 self._emptied = True
         if self._emptied and not any(key.startswith(LIMITS) for key in self._mirror.entries):
             return
-        listed = update.listed or self._emptied
-        several = self._mirror.entries if self._emptied else update.changes
-        self._emptied = False
+        # What was applied so far is the copy, or what etcd had before it was emptied.
+        anew = self._emptied or not self._applied
+        self._emptied, self._applied = False, True
+        several = self._mirror.entries if anew else update.changes
         changes = {key: entry for key, entry in several.items() if key.startswith((LIMITS, OVERRIDES))}
         self._limits.apply({key: entry and entry.value for key, entry in changes.items()})
-        if listed:
+        if anew:
             self._limits.keep(self._mirror.entries)
+        if update.broken:
             self.revision = 0
-        for key, entry in (self._mirror.entries if listed else changes).items():
+            several = self._mirror.entries
+        for key, entry in several.items():
             if entry and key.startswith((LIMITS, OVERRIDES)):
                 self.revision = max(self.revision, entry.mod_revision)
-        if changes or listed:
+        if changes or anew:
             await self._put_in_force()
 
     async def load(self) -> None:
         """Put what was in force when this node ran last into force, unless etcd is heard from first."""
-        if not self._heard:
-            await self._load("etcd does not answer")
+        await self._load("etcd does not answer")
 
     async def _load(self, reason: str) -> None:
         try:
             text = await asyncio.to_thread(self._copy.read)
-            if self._in_force is not None or not text:
+            if self._applied or self._in_force is not None or not text:
                 return
             self._limits.load(text)
         except (OSError, ConfigError) as error:
