@@ -233,7 +233,8 @@ class Etcd:
 
         async def ask(member: _Member, token: Metadata) -> bool:
             call = member.lease.LeaseKeepAlive(timeout=ETCD_CALL_S, metadata=token)
-            await _write(call, pb.LeaseKeepAliveRequest(ID=lease))
+            with suppress(asyncio.InvalidStateError):
+                await call.write(pb.LeaseKeepAliveRequest(ID=lease))
             response = await call.read()
             call.cancel()
             return response is not grpc.aio.EOF and response.TTL > 0
@@ -311,10 +312,10 @@ class Etcd:
             raise EtcdError(f"etcd does not answer: {reasons}") from None
 
     async def _attempt(self, call: Call[T], repeatable: bool, troubles: dict[str, str]) -> T:
-        member, token = self._members[self._current], None
+        member, token, sent = self._members[self._current], None, False
         try:
             metadata = await self._metadata(member)
-            token = self._token
+            token, sent = self._token, True
             return await call(member, metadata)
         except grpc.aio.AioRpcError as error:
             reason = troubles[member.endpoint] = _reason(error)
@@ -327,7 +328,7 @@ class Etcd:
             if error.code() not in _PASSING:
                 raise EtcdError(f"{member.endpoint}: {self._advised(reason)}") from None
             self._leave(member)
-            if not repeatable and _UNSENT not in (error.details() or ""):
+            if sent and not repeatable and _UNSENT not in (error.details() or ""):
                 raise EtcdError(f"{member.endpoint}: {reason}; it may have been done all the same, look") from None
             raise _PassingError from None
 
@@ -422,8 +423,8 @@ async def persist(act: Callable[[], Awaitable[None]], outage: logs.Outage) -> No
     await AsyncRetrying(retry=retry_if_exception_type(EtcdError), wait=wait, before_sleep=failed)(act)
 
 
-async def _write(call: Any, request: pb.WatchRequest | pb.LeaseKeepAliveRequest) -> None:
-    # If it has ended, reading tells why.
+async def _write(call: Any, request: pb.WatchRequest) -> None:
+    # A call that has ended cannot be written to; reading tells why.
     with suppress(asyncio.InvalidStateError):
         async with asyncio.timeout(ETCD_CALL_S):
             await call.write(request)

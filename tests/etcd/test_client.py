@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 import uvloop
 
-from postmeter import defaults, etcd
+from postmeter import defaults, etcd, logs
 from postmeter.errors import EtcdError
 from postmeter.etcd import Entry, Etcd, Events
 from postmeter.settings import EtcdSettings
@@ -410,6 +410,22 @@ def test_leases(server: EtcdServer) -> None:
             await client.put(KEY, b"1", 4711)
 
     ask(server.settings(), use)
+
+
+@pytest.mark.parametrize(("patience_s", "expected"), [(10.0, []), (0.0, ["away"])])
+def test_what_soon_works_again_is_no_outage(
+    patience_s: float, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member that restarts is nothing to report; what lasts is."""
+    monkeypatch.setattr(etcd, "ETCD_PATIENCE_S", patience_s)
+    failures, reasons = [EtcdError("away")] * 2, list[str]()
+
+    async def act() -> None:
+        if failures:
+            raise failures.pop()
+
+    asyncio.run(etcd.persist(act, logs.Outage("it", reasons.append)))
+    assert expected == reasons
 
 
 def test_numbers_fit_together() -> None:
