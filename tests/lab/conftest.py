@@ -18,6 +18,8 @@ collect_ignore_glob = [] if os.environ.get("POSTMETER_LAB") == "all" else ["test
 NEEDED = ("debootstrap", "systemd-nspawn", "nft", "ssh")
 
 
+# Before xdist looks for the mark.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let xdist run all tests of the lab in one process, and give them the time that booting and Ansible take."""
     for item in items:

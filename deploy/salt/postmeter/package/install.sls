@@ -52,7 +52,9 @@ postmeter-package-install-release:
     - name: |
         set -eu
         {{ postmeter.python }} -m venv --clear {{ place }}
-        {{ place }}/bin/pip install --quiet --no-input --disable-pip-version-check {{ "--no-index --find-links " ~ place ~ ".wheels" if postmeter.wheelhouse else "" }} {{ postmeter.pip_arguments | join(" ") }} postmeter=={{ postmeter.version }}
+        {{ place }}/bin/pip install --quiet --no-input --disable-pip-version-check \
+            {{ "--no-index --find-links " ~ place ~ ".wheels" if postmeter.wheelhouse else "" }} \
+            {{ postmeter.pip_arguments | join(" ") }} postmeter=={{ postmeter.version }}
         {{ place }}/bin/python -c "import postmeter.agent"
         rm -rf {{ place }}.wheels
         touch {{ place }}/installed
