@@ -20,7 +20,7 @@ cluster: $(READY) ## try three agents and etcd here: Postfix asks at 127.0.0.1:1
 
 test: $(READY) lint ## run all tests (as root: with real Postfix, and what it needs from Debian is installed)
 	@tests/packages.sh || [ "$$(id -u)" -ne 0 ]
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff format --check -q .

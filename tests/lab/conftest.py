@@ -1,4 +1,4 @@
-"""Fixtures of the tests on real hosts. One lab at a time: each takes both cores while Ansible works.
+"""Fixtures of the tests on real hosts. A lab takes both cores while Ansible works.
 
 test_essential.py runs with all other tests. The rest takes long, and runs with POSTMETER_LAB=all (make lab-test).
 """
@@ -16,16 +16,6 @@ from .lab import Lab
 collect_ignore_glob = [] if os.environ.get("POSTMETER_LAB") == "all" else ["test_full_*.py"]
 
 NEEDED = ("debootstrap", "systemd-nspawn", "nft", "ssh")
-
-
-# Before xdist looks for the mark.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let xdist run all tests of the lab in one process, and give them the time that booting and Ansible take."""
-    for item in items:
-        if "tests/lab/" in str(item.path):
-            item.add_marker(pytest.mark.xdist_group("lab"))
-            item.add_marker(pytest.mark.timeout(1800))
 
 
 def why_not() -> str:

@@ -11,6 +11,9 @@ from .conftest import boot
 from .lab import Host, Lab
 from .mail import accepted_recipients
 
+# Booting and Ansible take their time.
+pytestmark = pytest.mark.timeout(1800)
+
 # A single node with its limits in a file: no cluster, no etcd.
 ALONE = (
     "--limit",

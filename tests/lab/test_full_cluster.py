@@ -16,6 +16,9 @@ from .conftest import boot
 from .lab import Lab
 from .mail import Traffic, accepted_recipients, send
 
+# Booting and Ansible take their time.
+pytestmark = pytest.mark.timeout(1800)
+
 NAMES = ("mx1", "mx2", "mx3")
 # Those whose mail goes on all the time; user1 is the one that is capped.
 BUSY = [f"user{number}" for number in range(2, 10)]

@@ -16,6 +16,9 @@ from .conftest import why_not
 from .lab import Host, Lab
 from .mail import accepted_recipients
 
+# Booting and Ansible take their time.
+pytestmark = pytest.mark.timeout(1800)
+
 FORMULA = cache.ROOT / "deploy/salt"
 SALT = "salt-call --local --out=json --retcode-passthrough --log-level=error"
 PILLAR = {

@@ -10,6 +10,9 @@ import pytest
 from .conftest import boot
 from .lab import Lab
 
+# Booting and Ansible take their time.
+pytestmark = pytest.mark.timeout(1800)
+
 ALONE = {"postmeter_cluster": {}, "postmeter_etcd": {}, "postmeter_etcd_tls_ca": ""}
 LIMIT = {"key": "sasl_username", "max": 200, "per": "1h"}
 

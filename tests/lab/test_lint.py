@@ -10,6 +10,9 @@ import pytest
 
 from . import cache
 
+# Booting and Ansible take their time.
+pytestmark = pytest.mark.timeout(1800)
+
 ANSIBLE = cache.ROOT / "deploy/ansible"
 STATES = sorted((cache.ROOT / "deploy/salt").rglob("*.sls"))
 
