@@ -1,6 +1,6 @@
 """Fixtures of the tests on real hosts. A lab takes both cores while Ansible works.
 
-test_essential.py runs with all other tests. The rest takes long, and runs with POSTMETER_LAB=all (make lab-test).
+They take minutes, and run with POSTMETER_LAB=all (make lab-test); the linters run with all other tests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 from .lab import Lab
 
-collect_ignore_glob = [] if os.environ.get("POSTMETER_LAB") == "all" else ["test_full_*.py"]
+collect_ignore_glob = [] if os.environ.get("POSTMETER_LAB") == "all" else ["test_essential.py", "test_full_*.py"]
 
 NEEDED = ("debootstrap", "systemd-nspawn", "nft", "ssh")
 
