@@ -1,10 +1,11 @@
 """Nodes that tell another one how much their users have used: python -m tests.bench.pushing NODE ADDRESS LISTEN...
 
-Each LISTEN (HOST:PORT) is a peer of its own, called peer1 and so on, with the real port and links of a node. Without
-being told to, they only say that they are there. Lines on standard input:
+Each LISTEN (HOST:PORT) is a peer of its own, called peer1 and so on, with the real port and links of a node. One line
+says that the node has answered all of them. Without being told to, they only say that they are there. Lines on standard
+input:
 
     push RATE     tell so many updates of counters a second, all peers together, each to the node
-    idle          no more; one line says how many were told, and how many of them the node has taken in
+    idle          no more; one line says how many the node has taken in since `push`
 
 An update is a new amount of one of 10,000 users in the slice of now of a window of an hour.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from itertools import pairwise
 
 import uvloop
 
@@ -28,80 +30,97 @@ from postmeter.settings import ClusterSettings, Settings
 from .load import EVERYBODY
 
 INCARNATION = 1
-EXCHANGE_INTERVAL_MS = 200
+# A packet takes 64 kB.
+PORTIONS_MAX = 6
 METERS = MetersId("user-hour", "sasl_username", "recipients", 3_600_000)
 USERS = [f"user{number:07}@dom{number % EVERYBODY.domains:04}.example.org" for number in range(EVERYBODY.users)]
 
 
 class Pusher:
-    """One peer: a Handler of postmeter.link. `rate` is in updates a second."""
+    """One peer: a Handler of postmeter.link. It has counted up to `version`, and the node knows all up to `taken`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, pushers: list[Pusher]) -> None:
         self.name = name
-        self.rate = 0.0
+        self._pushers = pushers
         self.version = 0
         self.taken = 0
-        self._told_s = time.monotonic()
+        self._known: dict[str, Known] = {}
+        self._rate = 0.0
+        self._counted_s = 0.0
+
+    def count(self, rate: float) -> None:
+        """Count so many updates a second from now on. What the node does not know yet is not told any more."""
+        self.version = self.taken
+        self._rate, self._counted_s = rate, time.monotonic()
 
     def refusal(self, node: str) -> str:
         """Everybody is welcome."""
         return ""
 
     def news(self, node: str) -> Contents:
-        """What has become due since the last time."""
+        """What the node lacks, as much as a packet may hold."""
         now_s = time.monotonic()
-        due, self._told_s = int(self.rate * (now_s - self._told_s)), now_s
-        portions = []
-        while due > 0:
-            portions.append(self._portion(min(due, VIEW_PORTION_ENTRIES_MAX)))
-            due -= VIEW_PORTION_ENTRIES_MAX
-        return Contents(digest=self._digest(), portions=portions)
+        new = int(self._rate * (now_s - self._counted_s))
+        self.version += new
+        self._counted_s += new / self._rate if self._rate else 0
+        end = min(self.version, self.taken + PORTIONS_MAX * VIEW_PORTION_ENTRIES_MAX)
+        bounds = [*range(self.taken, end, VIEW_PORTION_ENTRIES_MAX), end]
+        portions = [self._portion(since, until) for since, until in pairwise(bounds)]
+        return Contents(digest=self._digest(), portions=portions, more=end < self.version)
 
     async def receive(self, packet: Packet) -> Contents:
-        """The node says how much of it has arrived."""
+        """The node says how much it knows, and what it has used itself."""
+        for portion in packet.contents.portions:
+            before = self._known.get(portion.node, Known(portion.incarnation, 0, None))
+            if portion.since <= before.version < portion.version:
+                self._known[portion.node] = Known(portion.incarnation, portion.version, 0)
         known = packet.contents.digest.get(self.name)
         if known is not None:
             self.taken = known.version
+            self.version = max(self.version, self.taken)
         return Contents() if packet.is_reply else Contents(digest=self._digest())
 
     def _digest(self) -> dict[str, Known]:
-        return {self.name: Known(INCARNATION, self.version, 0)}
+        """The peers have told each other, too: the node need not pass on to one what another one told it."""
+        return self._known | {pusher.name: Known(INCARNATION, pusher.version, 0) for pusher in self._pushers}
 
-    def _portion(self, length: int) -> Portion:
+    def _portion(self, since: int, until: int) -> Portion:
         """The next users, one after the other."""
-        since, now_ms = self.version, int(time.monotonic() * 1000)
-        self.version += length
+        now_ms = int(time.monotonic() * 1000)
         slice_ms = -(-METERS.window_ms // SLICES_PER_WINDOW)
-        entries = [
-            (version, 0, now_ms // slice_ms, place, version)
-            for place, version in enumerate(range(since + 1, self.version + 1))
-        ]
-        keys = [USERS[version % len(USERS)] for version, *_ in entries]
-        return Portion(self.name, INCARNATION, since, self.version, now_ms, [METERS], keys, entries)
+        versions = range(since + 1, until + 1)
+        entries = [(version, 0, now_ms // slice_ms, place, version) for place, version in enumerate(versions)]
+        keys = [USERS[version % len(USERS)] for version in versions]
+        return Portion(self.name, INCARNATION, since, until, now_ms, [METERS], keys, entries)
 
 
 async def main(node: str, address: str, listen: list[str]) -> None:
     """Until standard input ends."""
-    pushers = []
+    pushers: list[Pusher] = []
+    everybody = []
     for number, own in enumerate(listen, 1):
-        pusher = Pusher(f"peer{number}")
-        cluster = ClusterSettings(own, own, exchange_interval_ms=EXCHANGE_INTERVAL_MS)
+        pusher = Pusher(f"peer{number}", pushers)
+        cluster = ClusterSettings(own, own)
         peers = Peers(Settings(cluster=cluster), pusher.name, INCARNATION, pusher)
         await peers.start()
         peers.set_peers({node: address})
         pushers.append(pusher)
+        everybody.append(peers)
+    while not all(state.reachable for peers in everybody for state in peers.states()):  # noqa: ASYNC110 - no such event
+        await asyncio.sleep(0.2)
+    print("ready", flush=True)
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     before = 0
     while words := (await reader.readline()).decode().split():
+        taken = sum(pusher.taken for pusher in pushers)
         for pusher in pushers:
-            pusher.rate = float(words[1]) / len(pushers) if words[0] == "push" else 0.0
+            pusher.count(float(words[1]) / len(pushers) if words[0] == "push" else 0.0)
         if words[0] == "idle":
-            # The last packets are on their way.
-            await asyncio.sleep(5 * EXCHANGE_INTERVAL_MS / 1000)
-            told, taken = sum(pusher.version for pusher in pushers), sum(pusher.taken for pusher in pushers)
-            print(told - before, taken - before, flush=True)
-            before = told
+            print(taken - before, flush=True)
+        before = taken
+    for peers in everybody:
+        await peers.stop()
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_meters_and_decisions_are_measured(figures: dict[str, Any]) -> None:
 
 
 def test_peers_push_what_they_should(figures: dict[str, Any]) -> None:
-    """The agent has taken in what it was told meanwhile, and all that it was asked was accepted."""
+    """The agent has taken in some of what it was told, and all that it was asked was accepted."""
     neighbours = figures["neighbours"]
     assert all(updates > 0 for updates in neighbours["updates_per_s"])
     assert all(run["others"] == 0 for run in neighbours["idle"] + neighbours["pushed"])

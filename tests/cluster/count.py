@@ -1,6 +1,7 @@
 """count - whether the cap held, and whether anybody was refused who need not have been, from what the clients saw.
 
     most_admitted(replies, window_s)              the most that was admitted in any interval of one window
+    first_full(replies, max, window_s)            when the first window began in which all of `max` was admitted
     refused_wrongly(replies, caps, counted_s)     refusals for which there certainly was room
 
 A client knows when it asked and when it was answered; the agent decided somewhere in between. So both judgements leave
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -54,17 +55,22 @@ def by_meter(replies: Iterable[Reply]) -> dict[Meter, list[Reply]]:
 
 def most_admitted(replies: Iterable[Reply], window_s: float) -> int:
     """The most that was certainly admitted in one window, of replies on one meter."""
+    return max((total for _, total in _windows(replies, window_s)), default=0)
+
+
+def first_full(replies: Iterable[Reply], max: int, window_s: float) -> float | None:
+    """When the first window began in which all of `max` was certainly admitted, of replies on one meter."""
+    return next((from_s for from_s, total in _windows(replies, window_s) if total >= max), None)
+
+
+def _windows(replies: Iterable[Reply], window_s: float) -> Iterator[tuple[float, int]]:
+    """Each window that begins with an admission: when, and what was certainly admitted in it."""
     admitted = sorted((reply for reply in replies if reply.verdict == "admitted"), key=lambda reply: reply.asked_s)
-    most = 0
+    asked_s = [reply.asked_s for reply in admitted]
     for at, first in enumerate(admitted):
         end_s = first.asked_s + window_s
-        total = 0
-        for reply in admitted[at:]:
-            if reply.asked_s > end_s:
-                break
-            total += reply.amount * (reply.answered_s <= end_s)
-        most = max(most, total)
-    return most
+        within = admitted[at : bisect_right(asked_s, end_s)]
+        yield first.asked_s, sum(reply.amount for reply in within if reply.answered_s <= end_s)
 
 
 def refused_wrongly(replies: Iterable[Reply], caps: Mapping[Meter, int], counted_s: float) -> list[Reply]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 from random import Random
 
-from .count import Meter, Reply, Verdict, most_admitted, refused_wrongly
+from .count import Meter, Reply, Verdict, first_full, most_admitted, refused_wrongly
 
 USER: Meter = ("per-user", "a@one.test")
 DOMAIN: Meter = ("per-domain", "one.test")
@@ -35,6 +35,13 @@ def test_admissions_that_may_lie_further_apart_are_not_added_up() -> None:
 def test_a_slow_admission_does_not_hide_the_fast_ones_after_it() -> None:
     """The window is looked for at each admission."""
     assert 2 == most_admitted([reply(0, 50), reply(1, 2), reply(3, 4)], WINDOW_S)
+
+
+def test_a_full_window_is_found_where_it_begins() -> None:
+    """The first of them; none where there is always one lacking."""
+    replies = [reply(0, 0), reply(11, 11), reply(15, 15), reply(30, 30), reply(31, 31)]
+    assert 11 == first_full(replies, 2, WINDOW_S)
+    assert first_full(replies, 3, WINDOW_S) is None
 
 
 def test_no_schedule_within_the_cap_is_blamed() -> None:
