@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from postmeter.clock import Clock
 from postmeter.core.committed import Committed
-from postmeter.core.effects import Message, Meter, Place, Put, Ready, Record, Send
+from postmeter.core.effects import Message, Meter, Place, Ready, Record, Send
 from postmeter.core.meters import Meters, MetersId
 from postmeter.core.policy import Decision
 from postmeter.core.rights import Rights
@@ -86,7 +86,7 @@ class Cluster:
         self._ledger = ledger
         self._clock = clock
         self._on_health = on_health
-        self._keeper = RecordKeeper(storage, clock, self._transmit, self._stored, self._storage_changed, self.alive_ms)
+        self._keeper = RecordKeeper(storage, clock, self._transmit, self._storage_changed, self.alive_ms)
         self._announced: Mapping[int, Members] = {}
         self._digests: dict[str, Digest] = {}
         self._waiting: dict[Meter, dict[int, _Waiting]] = {}
@@ -165,10 +165,6 @@ class Cluster:
     async def sign_of_life(self) -> int:
         """Store what time it is. Returns the time of the last entry on the disk."""
         return await self._keeper.sign_of_life()
-
-    def _stored(self, puts: Iterable[Put]) -> None:
-        assert self.rights is not None
-        self.rights.stored(puts)
 
     def _storage_changed(self, reason: str) -> None:
         self._on_health("storage", reason)
@@ -317,13 +313,13 @@ class Cluster:
         """Tell the view what was used, lent and borrowed here, and forget what is over."""
         await self._begun.wait()
         await self._count_all()
+        assert self.rights is not None
         assert self.view is not None
         assert self._committed is not None
         while True:
             now_ms = self._clock.now_ms()
-            for meters in list(self._ledger.meters.values()):
-                for key, moved in meters.take_moved().items() if isinstance(meters, SharedMeters) else ():
-                    self._committed.note(meters.id, key, moved, now_ms)
+            for (id, key), moved in self.rights.take_changed().items():
+                self._committed.note(id, key, moved, now_ms)
             more = self._committed.refresh(now_ms, EXPIRE_ENTRIES_MAX)
             more |= self.view.expire(now_ms, EXPIRE_ENTRIES_MAX)
             await asyncio.sleep(EXPIRE_PAUSE_S if more else COMMITTED_INTERVAL_S)

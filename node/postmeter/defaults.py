@@ -34,6 +34,42 @@ TIDY_INTERVAL_S = 1.0
 # messages a second as long as smtpd's timeout of 100 s.
 REPEATS_MAX = 100_000
 
+# --- rights of a cluster ----------------------------------------------------------------------------------------------
+# Half of `max` is dealt in chunks, so that who needs much among many nodes has few to ask: up to 7 nodes all have the
+# same; of 200 among 100 nodes, four have 26 and all others 1. Every node must deal alike: never change these.
+SHARE_CHUNK_NODES_MIN = 8
+SHARE_CHUNK_MAX = 25
+# How long a borrower may spend: this, or a part of a longer window. The lender waits for a window more, so shorter
+# loans would not come back much sooner, and would have to be asked for more often.
+LOAN_MS = 15 * 60_000
+LOAN_WINDOW_PART = 4
+# What is needed for one message is used within milliseconds, and its owner has it back as soon as it leaves the window.
+LOAN_NOW_MS = 5_000
+# Who sends from the same node again and again gets this part of `max` beyond what it needs, so that it asks seldom.
+LOAN_MORE_PART = 16
+LOAN_MORE_USED_MIN = 2
+# Loans that become one in one question.
+MERGED_MAX = 100
+# Crystals are right to 0.01 %, virtual machines may be off by more while they migrate.
+CLOCK_DRIFT_PPM = 1_000
+WAIT_MARGIN_MS = 1_000
+# A search that brought nothing is not repeated before a peer expects to have something, but never sooner or later than:
+SEEK_PAUSE_MS_MIN = 20
+SEEK_PAUSE_MS_MAX = 2_000
+# Answers that have not come after this are not waited for any longer: the next peers are asked.
+SEEK_WAVE_MS = 60
+# How often nodes that may have got something are asked again.
+SEEK_ROUNDS_MAX = 3
+# What is left of a loan is given back when it is over, and again until that is acknowledged, at moments that lie so
+# many to a lifetime: whatever is due for a peer then goes in one message.
+LOAN_LOOKS = 8
+# Handovers that are not acknowledged are repeated.
+HANDOVER_REPEAT_MS = 500
+# Beyond these nothing is lent or asked for, which is always safe. A book and its loans are about 1 kB.
+BOOKS_MAX = 200_000
+LOANS_MAX = 1_000_000
+QUESTIONS_MAX = 100_000
+
 # --- the usage view -------------------------------------------------------------------------------------------------
 # What a portion of gossip holds at most: merged in 0.5 ms. Every node keeps to it, so never lower it.
 VIEW_PORTION_ENTRIES_MAX = 200

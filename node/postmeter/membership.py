@@ -24,8 +24,8 @@ from uuid import uuid4
 from postmeter import __version__, logs
 from postmeter.cluster import Cluster
 from postmeter.core.effects import Place, Record, Standing
+from postmeter.core.handover import STANDING
 from postmeter.core.identity import Identity, is_impostor, machine_of, next_name, refusal
-from postmeter.core.rights import STANDING
 from postmeter.core.roster import Roster
 from postmeter.defaults import JOIN_RETRY_S, REGISTER_INTERVAL_S
 from postmeter.errors import ClusterError, ConfigError, EtcdError

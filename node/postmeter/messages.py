@@ -26,7 +26,6 @@ from postmeter.core.effects import (
     Message,
     Meter,
     Offer,
-    Renew,
     Return,
     Returned,
 )
@@ -36,6 +35,7 @@ from postmeter.defaults import (
     HANDOVER_PART_CHARS,
     HANDOVER_PART_LOANS_MAX,
     HANDOVER_PARTS_MAX,
+    MERGED_MAX,
     METERS_NAME_CHARS_MAX,
     PEER_KEY_BYTES_MAX,
 )
@@ -187,10 +187,16 @@ def column(values: Sequence[int], length: int, below: int, what: str) -> Sequenc
 def write_message(message: Spoken, tables: TablesWriter) -> pb.RightsMessage:
     """A message for a packet. A Handover must be short: see `split`."""
     match message:
-        case Ask(loan, (id, key), amount, urgent, asked_ms):
-            meters, place = tables.meters(id), tables.key(key)
+        case Ask(loan, (id, key)):
             ask = pb.Ask(
-                loan=write_loan(loan, tables), meters=meters, key=place, amount=amount, urgent=urgent, asked_ms=asked_ms
+                loan=write_loan(loan, tables),
+                meters=tables.meters(id),
+                key=tables.key(key),
+                amount=message.amount,
+                urgent=message.urgent,
+                asked_ms=message.asked_ms,
+                lifetime_ms=message.lifetime_ms,
+                instead=[write_loan(earlier, tables) for earlier in message.instead],
             )
             return pb.RightsMessage(ask=ask)
         case Answer(loan, amount, asked_ms, wait_ms, again):
@@ -201,9 +207,6 @@ def write_message(message: Spoken, tables: TablesWriter) -> pb.RightsMessage:
             return pb.RightsMessage(answer=lent)
         case Offer((id, key)):
             return pb.RightsMessage(offer=pb.Offer(meters=tables.meters(id), key=tables.key(key)))
-        case Renew(loan, returned, asked_ms):
-            renew = pb.Renew(loan=write_loan(loan, tables), returned=returned, asked_ms=asked_ms)
-            return pb.RightsMessage(renew=renew)
         case Return(loan, returned):
             return pb.RightsMessage(back=pb.Return(loan=write_loan(loan, tables), returned=returned))
         case Returned(loan, returned):
@@ -222,7 +225,11 @@ def read_message(message: pb.RightsMessage, tables: TablesReader) -> Spoken | No
 
 def _read_ask(ask: pb.Ask, tables: TablesReader) -> Ask:
     loan, meter = read_loan(ask.loan, tables), tables.meter(ask.meters, ask.key)
-    return Ask(loan, meter, number(ask.amount, "an amount"), ask.urgent, number(ask.asked_ms, "a time"))
+    asked_ms, lifetime_ms = number(ask.asked_ms, "a time"), number(ask.lifetime_ms, "a time")
+    if len(ask.instead) > MERGED_MAX:
+        raise PeerError(f"an Ask names {len(ask.instead)} earlier loans, which is more than {MERGED_MAX}")
+    instead = tuple(read_loan(earlier, tables) for earlier in ask.instead)
+    return Ask(loan, meter, number(ask.amount, "an amount"), ask.urgent, asked_ms, lifetime_ms, instead)
 
 
 def _read_answer(answer: pb.Answer, tables: TablesReader) -> Answer:
@@ -238,11 +245,6 @@ def _read_answer(answer: pb.Answer, tables: TablesReader) -> Answer:
 
 def _read_offer(offer: pb.Offer, tables: TablesReader) -> Offer:
     return Offer(tables.meter(offer.meters, offer.key))
-
-
-def _read_renew(renew: pb.Renew, tables: TablesReader) -> Renew:
-    loan = read_loan(renew.loan, tables)
-    return Renew(loan, number(renew.returned, "an amount"), number(renew.asked_ms, "a time"))
 
 
 def _read_return(back: pb.Return, tables: TablesReader) -> Return:
@@ -371,7 +373,6 @@ _READERS: dict[str, Callable[..., Spoken]] = {
     "ask": _read_ask,
     "answer": _read_answer,
     "offer": _read_offer,
-    "renew": _read_renew,
     "back": _read_return,
     "returned": _read_returned,
     "handover": _read_handover,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from postmeter.clock import Clock
-from postmeter.core.effects import Place, Put, Ready, Record, Send
+from postmeter.core.effects import Place, Ready, Record, Send
 from postmeter.defaults import FLUSH_INTERVAL_S, FLUSH_RETRY_S_MAX, FLUSH_WAIT_S_MAX
 from postmeter.errors import StorageError
 from postmeter.records import write_place, write_record
@@ -24,8 +24,8 @@ from postmeter.storage import Moment, Storage
 class RecordKeeper:
     """To `run` in a task, and cancel when `durable` has been awaited.
 
-    `transmit` takes messages that may leave. `on_stored` is called with records that are durable, `on_failing` with the
-    reason, and with "" when all is well. `alive_ms` is the time if the node is confirmed in the roster.
+    `transmit` takes messages that may leave. `on_failing` is called with the reason, and with "" when all is well.
+    `alive_ms` is the time if the node is confirmed in the roster.
     """
 
     def __init__(
@@ -33,14 +33,12 @@ class RecordKeeper:
         storage: Storage,
         clock: Clock,
         transmit: Callable[[Iterable[Send]], None],
-        on_stored: Callable[[Iterable[Put]], None],
         on_failing: Callable[[str], None],
         alive_ms: Callable[[], int | None],
     ) -> None:
         self._storage = storage
         self._clock = clock
         self._transmit = transmit
-        self._on_stored = on_stored
         self._on_failing = on_failing
         self._alive_ms = alive_ms
         self._failing = False
@@ -115,7 +113,6 @@ class RecordKeeper:
         if self._failing:
             self._failing = False
             self._on_failing("")
-        self._on_stored([Put(where, record) for where, record in records.items()])
         if not self._records:
             # What was wanted meanwhile needs no records of its own.
             sends, self._sends = sends + self._sends, []

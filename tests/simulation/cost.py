@@ -27,7 +27,7 @@ from tests.simulation.world import Setting, World
 
 NODES = (2, 3, 5, 10, 30, 100)
 WAYS = ("sticky", "roaming", "sticky busy", "roaming busy")
-WINDOW_MS = 600_000
+WINDOW_MS = 3_600_000
 MAX = 200
 WANTED = (1.3, 0.5, 0.5, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05)
 ROUNDS_MAX = 30

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from postmeter.core.committed import Committed
 from postmeter.core.gossip import Rounds
 from postmeter.core.meters import Meters
-from postmeter.core.shared import SharedMeters
 from postmeter.core.view import Digest, Portion, View
 
 if TYPE_CHECKING:
@@ -61,10 +60,8 @@ class Gossip:
     def tend(self) -> None:
         """Say what was lent and borrowed, and forget what is over."""
         now_ms = self.host.now_ms()
-        for meters in self.host.ledger.meters.values():
-            assert isinstance(meters, SharedMeters)
-            for key, moved in meters.take_moved().items():
-                self.committed.note(meters.id, key, moved, now_ms)
+        for (id, key), moved in self.host.rights.take_changed().items():
+            self.committed.note(id, key, moved, now_ms)
         self.committed.refresh(now_ms, 500)
         self.view.expire(now_ms, 500)
 

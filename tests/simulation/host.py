@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from postmeter.core.effects import Answer, Message, Meter, Place, Ready, Record, Renew, Return, Standing
+from postmeter.core.effects import Answer, Message, Meter, Place, Ready, Record, Return, Standing
+from postmeter.core.handover import STANDING
 from postmeter.core.identity import Identity
 from postmeter.core.limits import Key, KeyPart, Limit
 from postmeter.core.meters import MetersId
 from postmeter.core.policy import Policy, Repeats
 from postmeter.core.request import Parser, Request
-from postmeter.core.rights import STANDING, Rights
+from postmeter.core.rights import Rights
 from postmeter.core.roster import Roster
 from postmeter.core.shared import SharedLedger, SharedMeters
 from tests.simulation.gossip import Exchange, Gossip, Turn
@@ -210,7 +211,7 @@ class Host:
 
     def _hear(self, source: str, message: Message) -> None:
         self._do(self.rights.receive(source, message, self.now_ms()))
-        brings = isinstance(message, Return | Renew) or (isinstance(message, Answer) and message.amount)
+        brings = isinstance(message, Return) or (isinstance(message, Answer) and message.amount)
         if self.waiting and (brings or self.world.patient):
             again, self.waiting = self.waiting, []
             for waiting in again:
@@ -273,7 +274,7 @@ class Host:
 
     def send_all(self, ready: Ready) -> None:
         """Each message is an effect."""
-        self.world.count_packets(ready.send)
+        self.world.count_packets(self.name, ready.send)
         for to, message in ready.send:
             self.burn()
             self.world.post(self.name, to, message)
@@ -287,7 +288,6 @@ class Host:
             else:
                 self.disk.records[where] = record
         self._sign_of_life()
-        self.rights.stored(ready.persist)
 
     def _sign_of_life(self) -> None:
         if self.rights.confirmed:

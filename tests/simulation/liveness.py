@@ -32,7 +32,7 @@ def check(seed: int, steps: int, story: list[str] | None = None) -> str:
     news = tell_news(world)
     if news:
         return news
-    wait_ms = max(world.terms.wait_ms(window_ms) for _, window_ms in world.limits.values())
+    wait_ms = max(world.terms.longest_wait_ms(window_ms) for _, window_ms in world.limits.values())
     world.advance(3 * wait_ms + 5_000)
     return look(world) or look_at_views(world) or use_all(world) or forget_all(world)
 
@@ -42,7 +42,7 @@ def end_faults(world: World) -> None:
 
     Nodes look after their loans several times in a lifetime.
     """
-    world.tick_ms = max(1, min(world.tick_ms, world.terms.lifetime_ms_max // 16))
+    world.tick_ms = max(1, min(world.tick_ms, world.terms.loan_ms // 16))
     for step in (Step(0, "heal"), Step(0, "net", ("2", "0", "0"))):
         play(world, step)
     for host in world.hosts.values():

@@ -12,8 +12,9 @@ from typing import Any
 from unittest.mock import patch
 
 from postmeter.core.effects import Answer, Lent, LoanId, Ready
+from postmeter.core.loans import Question
 from postmeter.core.meters import Meters
-from postmeter.core.rights import Question, Rights
+from postmeter.core.rights import Rights
 from postmeter.core.roster import Roster
 from postmeter.core.shared import SharedMeters, Terms
 from tests.simulation.host import Host
@@ -41,15 +42,14 @@ def _rule(text: str, *patches: tuple[Any, str, Any]) -> Rule:
     return Rule(text, patches)
 
 
-def _lifetime_only(self: Terms, window_ms: int) -> int:
-    return self.lifetime_ms(window_ms) + self.margin_ms
+def _lifetime_only(self: Terms, window_ms: int, lifetime_ms: int) -> int:
+    return lifetime_ms + self.margin_ms
 
 
-def _no_margin(self: Terms, window_ms: int) -> int:
-    return self.lifetime_ms(window_ms) + window_ms
+def _no_margin(self: Terms, window_ms: int, lifetime_ms: int) -> int:
+    return lifetime_ms + window_ms
 
 
-_wait_ms = Terms.wait_ms
 _start = Rights.start
 _follow = Rights.follow
 _on_ask = Rights._on_ask
@@ -64,7 +64,7 @@ def _send_first(self: Host, ready: Ready) -> None:
         self.persist(ready)
 
 
-def _nothing_exceeds(meters: SharedMeters) -> list[str]:
+def _nothing_exceeds(self: Rights, meters: SharedMeters) -> list[str]:
     return []
 
 
@@ -83,7 +83,7 @@ def _answer_without_question(self: Rights, source: str, answer: Answer, now_ms: 
     if answer.loan.borrower == self.node and answer.loan not in self._loans and answer.loan not in self.questions:
         meter = _METERS.get((self.node, answer.loan))
         if meter is not None:
-            self.questions[answer.loan] = Question(meter, source, answer.asked_ms)
+            self.questions[answer.loan] = Question(meter, source, answer.asked_ms, self._lifetime_ms(meter))
     if answer.loan in self.questions:
         _METERS[self.node, answer.loan] = self.questions[answer.loan].meter
     return _on_answer(self, source, answer, now_ms)
@@ -103,10 +103,6 @@ def _from_the_answer(self: Rights, source: str, answer: Answer, now_ms: int) -> 
     if question is not None:
         question.asked_ms = now_ms
     return _on_answer(self, source, replace(answer, asked_ms=now_ms), now_ms)
-
-
-def _always_covers(self: Rights, meter: Any, now_ms: int) -> bool:
-    return True
 
 
 def _adopt_at_once(self: Roster, now_ms: int, toll_wait_ms: int) -> bool:
@@ -194,7 +190,7 @@ RULES: dict[str, Rule] = {
     "loans durable before the reply": _rule("persist, then send", (Host, "_do", _send_first)),
     "excess at handover": _rule(
         "what is used beyond the new share is handed over as a loan",
-        (Rights, "_exceeding", staticmethod(_nothing_exceeds)),
+        (Rights, "_exceeding", _nothing_exceeds),
     ),
     "rises only when older generations are closed": _rule(
         "base is the smallest share of all open generations", (Roster, "open", _newest_only)
@@ -210,9 +206,6 @@ RULES: dict[str, Rule] = {
     ),
     "borrower's clock starts when it asks": _rule(
         "the lifetime runs from the question, not from the answer", (Rights, "_on_answer", _from_the_answer)
-    ),
-    "no renewal of what base does not cover": _rule(
-        "a lender whose base has fallen below what it lent does not renew", (Rights, "_covers", _always_covers)
     ),
     "adopt only when the change before is complete": _rule(
         "a generation is adopted when all living members of the one before the current have handed over",

@@ -60,7 +60,7 @@ class World:
         self.limits = {name: (attribute, window_ms) for name, attribute, window_ms, _ in setting.limits}
         self.max = {name: max for name, _, _, max in setting.limits}
         self.window_ms_max = max(window_ms for _, window_ms in self.limits.values())
-        self.terms = Terms(setting.lifetime_ms, setting.drift_ppm, 5)
+        self.terms = Terms(setting.lifetime_ms, setting.drift_ppm, 5, 1 << 20, max(250, setting.lifetime_ms // 4))
         self.overdraft, self.tick_ms = setting.overdraft, setting.tick_ms
         self.borrow_timeout_ms = setting.borrow_timeout_ms
         self.delay_ms, self.loss, self.twice = setting.delay_ms, setting.loss, setting.twice
@@ -74,6 +74,7 @@ class World:
         self.cuts: set[tuple[str, str]] = set()
         self._wire: list[tuple[float, int, str, str, Message | Exchange | Turn]] = []
         self._posted = 0
+        self._packets: set[tuple[float, str, str]] = set()
         # the count
         self.counts: dict[Meter, deque[tuple[float, int]]] = {}
         self.sums: Counter[Meter] = Counter()
@@ -166,9 +167,11 @@ class World:
         self._posted += 1
         heappush(self._wire, (self.t_ms + after_ms, self._posted, name, name, turn))
 
-    def count_packets(self, sends: list[Send]) -> None:
-        """Messages of one step to one node travel together."""
-        self.totals["packets"] += len({send.to for send in sends})
+    def count_packets(self, source: str, sends: list[Send]) -> None:
+        """What one node says to another at one moment travels together."""
+        packets = {(self.t_ms, source, send.to) for send in sends}
+        self.totals["packets"] += len(packets - self._packets)
+        self._packets = {packet for packet in self._packets | packets if packet[0] == self.t_ms}
 
     def advance(self, by_ms: float) -> None:
         """Let time pass: deliver what arrives, and let nodes tick."""
@@ -259,7 +262,7 @@ class World:
         """A node changes to other limits: what it admitted and lent by the old ones stays for a while."""
         for name, value in max.items():
             if value != self.max[name]:
-                wait_ms = self.terms.wait_ms(self.limits[name][1])
+                wait_ms = self.terms.longest_wait_ms(self.limits[name][1])
                 self._earlier.append((name, value, self.t_ms + wait_ms * (1 + 2 * self.terms.drift_ppm / 1e6)))
 
     def cap(self, name: str) -> int:

@@ -14,7 +14,6 @@ from postmeter.core.effects import (
     Lent,
     LoanId,
     Offer,
-    Renew,
     Return,
     Returned,
     Standing,
@@ -45,10 +44,9 @@ parts = st.integers(2, 20_000).flatmap(
     lambda count: st.builds(HandoverPart, numbers, unclean, st.integers(0, count - 1), st.just(count), excess)
 )
 messages = (
-    st.builds(Ask, loans, meters, numbers, st.booleans(), numbers)
+    st.builds(Ask, loans, meters, numbers, st.booleans(), numbers, numbers, st.lists(loans, max_size=3).map(tuple))
     | st.builds(Answer, loans, numbers, numbers, numbers, st.lists(node_names, max_size=3).map(tuple))
     | st.builds(Offer, meters)
-    | st.builds(Renew, loans, numbers, numbers)
     | st.builds(Return, loans, numbers)
     | st.builds(Returned, loans, numbers)
     | st.builds(Accepted, numbers)

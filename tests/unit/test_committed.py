@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from postmeter.core.committed import Committed
-from postmeter.core.roster import Roster
-from postmeter.core.shared import SharedLedger, SharedMeters, Terms
 from postmeter.core.view import View
 from postmeter.defaults import VIEW_KEEP_MS, VIEW_LOANS_MS
 from tests.unit.test_view import USER_DAY, USER_HOUR, assert_empty, drain, gossip, held
@@ -74,17 +72,3 @@ def test_what_holds_is_said_again() -> None:
         assert len(held(view_b)) <= 15
     drain(view_b, 6 * VIEW_LOANS_MS + VIEW_KEEP_MS)
     assert_empty(view_b)
-
-
-def test_meters_tell_what_has_moved() -> None:
-    """Lent less borrowed, once after each change, and 0 of keys that are forgotten meanwhile."""
-    meters = SharedLedger(Roster("a", {1: ("a", "b")}, 0, {}), Terms()).restore(USER_HOUR)
-    assert isinstance(meters, SharedMeters)
-    meters.move("alice", 5)
-    meters.move("alice", -2)
-    meters.move("bob", -4)
-    assert {"alice": 3, "bob": -4} == meters.take_moved()
-    assert {} == meters.take_moved()
-    meters.move("bob", 4)
-    meters.tidy()
-    assert {"bob": 0} == meters.take_moved()

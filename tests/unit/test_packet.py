@@ -49,7 +49,7 @@ LOAN = LoanId("mx1", 7, 1)
 def example() -> pb.Packet:
     """A packet of everything."""
     draft = Draft(HEAD)
-    draft.add_message(Ask(LOAN, ALICE, 5, True, 1000))
+    draft.add_message(Ask(LOAN, ALICE, 5, True, 1000, 60_000))
     draft.add_message(Handover(2, (Excess(LOAN, ALICE, 5),), 60))
     draft.add_digest({"mx1": Known(7, 9, 0), "mx2": Known(3, 4, None)})
     draft.add_portion(Portion("mx1", 7, 4, 9, 1000, [USER_HOUR], ["alice", "bob"], [(5, 0, 1, 0, 2), (9, 0, 1, 1, 3)]))
@@ -86,7 +86,7 @@ def test_names_travel_once() -> None:
     """However many messages are about a meter."""
     draft = Draft(HEAD)
     for number in range(PACKET_MESSAGES_MAX):
-        draft.add_message(Ask(LoanId("mx1", 7, number), ALICE, 5, True, 1000))
+        draft.add_message(Ask(LoanId("mx1", 7, number), ALICE, 5, True, 1000, 60_000))
     assert 1 == draft.finish().count(b"alice")
 
 

@@ -23,7 +23,6 @@ from postmeter.core.effects import (
     Handover,
     LoanId,
     Message,
-    Renew,
     Return,
     Returned,
 )
@@ -52,7 +51,7 @@ def run(story: Coroutine[Any, Any, T]) -> T:
 
 def ask(number: int, borrower: str = "mx1") -> Ask:
     """A question."""
-    return Ask(LoanId(borrower, 7, number), ALICE, 5, True, 1000)
+    return Ask(LoanId(borrower, 7, number), ALICE, 5, True, 1000, 60_000)
 
 
 def packet(head: Head, *messages: Message) -> bytes:
@@ -614,14 +613,13 @@ def test_who_speaks_of_loans_of_others_changes_nothing() -> None:
     """Whoever it is: the core looks at who says it."""
     rights, _ = rights_node("a")
     loan = LoanId("b", 1, 1)
-    rights.receive("b", Ask(loan, METER, 3, True, NOW_MS), NOW_MS)
+    rights.receive("b", Ask(loan, METER, 3, True, NOW_MS, 60_000), NOW_MS)
     (asked,) = rights.seek(METER, 6, NOW_MS).send
     assert isinstance(asked.message, Ask)
     before, spare = repr(rights.books), rights.spare(METER, NOW_MS)
     said: list[Message] = [
         Return(loan, 3),
-        Renew(loan, 3, NOW_MS),
-        Ask(LoanId("b", 1, 2), METER, 1, True, NOW_MS),
+        Ask(LoanId("b", 1, 2), METER, 1, True, NOW_MS, 60_000),
         Answer(asked.message.loan, 5, NOW_MS),
         Answer(loan, 5, NOW_MS),
         Returned(asked.message.loan, 5),

@@ -38,21 +38,26 @@ class LoanId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Borrower to lender: lend me about `amount`. `urgent` if somebody waits for it."""
+    """Borrower to lender: lend me up to `amount` for `lifetime_ms`. `urgent` if somebody waits for it.
+
+    `instead` are earlier loans that are over: what is left of them is to be part of the new one.
+    """
 
     loan: LoanId
     meter: Meter
     amount: int
     urgent: bool
     asked_ms: int
+    lifetime_ms: int
+    instead: tuple[LoanId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Lender to borrower, to Ask and to Renew: the loan is of `amount` (0: none) for a lifetime from `asked_ms`.
+    """Lender to borrower: the loan is of `amount` (0: none), for as long as was asked, from `asked_ms`.
 
-    If nothing is lent, `wait_ms` is how long that will stay so as far as the lender can tell. `again` are nodes that
-    may soon have something: those to whom it has just given something back, and itself if it is asking others.
+    If nothing new is lent, `wait_ms` is how long that will stay so as far as the lender can tell. `again` are nodes
+    that may soon have something: those to whom it has just given something back, and itself if it is asking others.
     """
 
     loan: LoanId
@@ -67,15 +72,6 @@ class Offer:
     """To one that was told to wait: something has come back meanwhile, ask again if you still need it."""
 
     meter: Meter
-
-
-@dataclass(frozen=True, slots=True)
-class Renew:
-    """Borrower to lender: let the loan live on. `returned` is the borrower's cell."""
-
-    loan: LoanId
-    returned: int
-    asked_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +118,7 @@ class Accepted:
     generation: int
 
 
-Message = Ask | Answer | Offer | Renew | Return | Returned | Handover | Accepted
+Message = Ask | Answer | Offer | Return | Returned | Handover | Accepted
 
 
 # --- records ------------------------------------------------------------------------------------------------------

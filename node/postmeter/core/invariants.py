@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from postmeter.core.effects import Meter
-from postmeter.core.rights import BOOKS_MAX, LOANS_MAX, QUESTIONS_MAX, Borrowed, Rights
+from postmeter.core.loans import Borrowed
+from postmeter.core.rights import Rights
+from postmeter.defaults import BOOKS_MAX, LOANS_MAX, QUESTIONS_MAX
 
 
 def check_node(rights: Rights) -> None:
@@ -27,11 +29,11 @@ def check_node(rights: Rights) -> None:
         for loan_id, loan in book.borrowed.items():
             assert 0 <= loan.acknowledged <= loan.returned <= loan.amount, f"{key}: returned more than was lent"
             assert loan_id.borrower == rights.node != loan.lender, f"{key}: somebody else's loan"
-            total -= loan.left
+            total -= loan.left if loan.covers is None else 0
         meters = rights.ledger.shared(id)
         if meters is not None:
             row = meters.row_of(key)
-            moved = 0 if row is None else meters.moved.get(row, 0)
+            moved = 0 if row is None else meters.moved.get(row, 0) + meters.covered(row)
             assert moved == total, f"{key}: the column says {moved}, the book {total}"
         loans += len(book.lent) + len(book.borrowed)
     assert loans == rights.loans_count, "every loan lies in one book"
@@ -50,7 +52,7 @@ def check_cluster(nodes: Mapping[str, tuple[Rights, int]], meters: Iterable[Mete
             book = rights.books.get(meter)
             for loan_id, loan in book.borrowed.items() if book is not None else ():
                 lender = nodes.get(loan.lender)
-                if lender is None or not loan.left or loan.generation >= 0 or loan.until_ms <= now_ms:
+                if lender is None or not loan.left or not loan.accepted or loan.until_ms <= now_ms:
                     continue
                 theirs = lender[0].books.get(meter)
                 lent = theirs.lent.get(loan_id) if theirs is not None else None

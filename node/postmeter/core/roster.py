@@ -33,6 +33,7 @@ from hashlib import blake2b
 
 from postmeter.core.effects import Meter, Standing
 from postmeter.core.meters import UNLIMITED
+from postmeter.defaults import SHARE_CHUNK_MAX, SHARE_CHUNK_NODES_MIN
 
 Members = tuple[str, ...]
 
@@ -54,16 +55,45 @@ def order(meter: Meter, members: Members) -> Members:
 def share(max: int, members: Members, node: str, meter: Meter) -> int:
     """A node's part of `max`. The parts sum to `max`, and each grows with `max`: nodes may learn of it any time.
 
-    UNLIMITED is not divided.
+    Units are dealt one after the other in a fixed sequence, of which `max` is the length. A round gives a chunk to the
+    next node in the order of the meter, and as many units again one by one. So among a few nodes all have the same;
+    among many a few *homes* have half of a small `max`, so that few need to be asked for it, and the other half lies
+    wherever the next message may arrive. UNLIMITED is not divided.
     """
     if node not in members:
         return 0
     if max >= UNLIMITED:
         return max
-    part, rest = divmod(max, len(members))
-    if rest and order(meter, members).index(node) < rest:
-        part += 1
+    count = len(members)
+    if max % (2 * count * _chunk(count)) == 0:
+        return max // count
+    return _part(max, count, order(meter, members).index(node))
+
+
+@lru_cache(maxsize=4096)
+def least_share(max: int, count: int) -> int:
+    """What none of so many members has less than, whatever the meter."""
+    return min(_part(max, count, place) for place in range(count))
+
+
+def _part(max: int, count: int, place: int) -> int:
+    """What the node at this place has: chunks are dealt from the first place on, single units from the last."""
+    chunk = _chunk(count)
+    rounds, rest = divmod(max, 2 * chunk)
+    singles = rounds * chunk + (rest - chunk if rest > chunk else 0)
+    part = chunk * _dealt(rounds, count, place) + _dealt(singles, count, count - 1 - place)
+    if place == rounds % count:
+        part += rest if rest < chunk else chunk
     return part
+
+
+def _chunk(count: int) -> int:
+    return min(SHARE_CHUNK_MAX, count) if count >= SHARE_CHUNK_NODES_MIN else 1
+
+
+def _dealt(units: int, count: int, place: int) -> int:
+    """How many of so many units come to a place, dealt from place 0 on, again and again."""
+    return units // count + (place < units % count)
 
 
 def transfers(max: int, old: Members, new: Members, meter: Meter) -> dict[tuple[str, str], int]:

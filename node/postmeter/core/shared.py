@@ -14,24 +14,30 @@ slice, which every decision compares the time with anyway, is put forward to it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from postmeter.core.effects import Before
 from postmeter.core.meters import OVERFLOW_KEY, OVERFLOW_ROW, UNLIMITED, Keys, Ledger, Meters, MetersId, unflushed_max
-from postmeter.core.roster import Members, Roster, share
-from postmeter.defaults import KEYS_MAX
+from postmeter.core.roster import Members, Roster, least_share, share
+from postmeter.defaults import CLOCK_DRIFT_PPM, KEYS_MAX, LOAN_MS, LOAN_NOW_MS, LOAN_WINDOW_PART, WAIT_MARGIN_MS
 
 NEVER_MS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """`drift_ppm`: how many millionths the rate of a clock may be off; `margin_ms`: added to what a lender waits."""
+    """Loans live `loan_ms`, or a part of the window if that is longer, and never longer than the window.
 
-    lifetime_ms_max: int = 15 * 60_000
-    drift_ppm: int = 1_000
-    margin_ms: int = 1_000
+    What is borrowed for one message only lives `loan_now_ms`.
+    `drift_ppm`: how many millionths the rate of a clock may be off; `margin_ms`: added to what a lender waits.
+    """
+
+    loan_ms: int = LOAN_MS
+    drift_ppm: int = CLOCK_DRIFT_PPM
+    margin_ms: int = WAIT_MARGIN_MS
+    loan_window_part: int = LOAN_WINDOW_PART
+    loan_now_ms: int = LOAN_NOW_MS
 
     def stretch_ms(self, span_ms: int) -> int:
         """How much longer than `span_ms` a node must wait by its own clock to be sure that as much has passed."""
@@ -39,12 +45,20 @@ class Terms:
 
     def lifetime_ms(self, window_ms: int) -> int:
         """How long a borrower may spend, from when it asked, by its own clock."""
-        return min(window_ms, self.lifetime_ms_max)
+        return min(window_ms, max(self.loan_ms, window_ms // self.loan_window_part))
 
-    def wait_ms(self, window_ms: int) -> int:
+    def now_lifetime_ms(self, window_ms: int) -> int:
+        """The same for what is needed at once."""
+        return min(self.loan_now_ms, self.lifetime_ms(window_ms))
+
+    def wait_ms(self, window_ms: int, lifetime_ms: int) -> int:
         """How long a lender must not spend what it lent, from when it granted, by its own clock."""
-        span_ms = self.lifetime_ms(window_ms) + window_ms
+        span_ms = lifetime_ms + window_ms
         return span_ms + 3 * self.stretch_ms(span_ms) + self.margin_ms
+
+    def longest_wait_ms(self, window_ms: int) -> int:
+        """The same for any loan."""
+        return self.wait_ms(window_ms, self.lifetime_ms(window_ms))
 
     def toll_wait_ms(self, window_ms: int) -> int:
         """How long, from a start after an unclean stop, what was lost then counts, by anybody's clock."""
@@ -65,16 +79,17 @@ class SharedKeys(Keys):
 class SharedMeters(Meters):
     """One window of one limit for all its keys, and this node's part of it.
 
-    `moved` maps a row to what is lent less what is borrowed, in the limit's unit. `overdraft` is the part of its base
-    share that a node may exceed its allowance by while `ledger.isolated`. `before` is the earlier `max` while somebody
-    may still be using by it. `suspended`: nothing may be charged. `wake` is called with the time when `wake_ms` is
-    over, and returns the next.
+    `moved` maps a row to what is lent less what is borrowed, in the limit's unit. `covers` is what of `moved` belongs
+    to loans that are over: by slice, what was admitted there by them. It counts as borrowed as long as its slice
+    counts, so that it can never be used again. `overdraft` is the part of its base share that a node may exceed its
+    allowance by while `ledger.isolated`. `before` is the earlier `max` while somebody may still be using by it.
+    `suspended`: nothing may be charged. `wake` is called with the time when `wake_ms` is over, and returns the next.
     """
 
     __slots__ = (
-        "_changed",
         "_settled",
         "before",
+        "covers",
         "ledger",
         "moved",
         "opens",
@@ -87,8 +102,8 @@ class SharedMeters(Meters):
     def __init__(self, id: MetersId, keys: Keys, ledger: SharedLedger) -> None:
         self.ledger = ledger
         self.moved: dict[int, int] = {}
+        self.covers: dict[int, dict[int, int]] = {}
         self._settled: list[int] = []
-        self._changed: dict[str, None] = {}
         self.opens: list[Members] = []
         self.overdraft = 0.0
         self.suspended = False
@@ -108,10 +123,13 @@ class SharedMeters(Meters):
         if now_ms < self.slice_end_ms:
             return
         super().advance(now_ms)
+        oldest = min(self._slices)
+        for number in [number for number in self.covers if number < oldest]:
+            for row, amount in self.covers.pop(number).items():
+                self._move(row, amount)
         if now_ms >= self.wake_ms:
             self.wake_ms = self.wake(self, now_ms)
         # The stretched window is no multiple of a slice: one may stop counting in the middle of another.
-        oldest = min(number for number in self._slices)
         self.slice_end_ms = min(self.slice_end_ms, self.wake_ms, self.freed_ms(oldest))
 
     def wake_at(self, at_ms: int) -> None:
@@ -123,7 +141,7 @@ class SharedMeters(Meters):
         """The roster has changed, or time has passed: find out which generations are open."""
         ledger = self.ledger
         window_ms, terms = self.id.window_ms, ledger.terms
-        self.opens = ledger.roster.open(now_ms, terms.wait_ms(window_ms), terms.toll_wait_ms(window_ms))
+        self.opens = ledger.roster.open(now_ms, terms.longest_wait_ms(window_ms), terms.toll_wait_ms(window_ms))
         self.before = [before for before in self.before if before.until_ms > now_ms]
         self._set_quick()
 
@@ -132,7 +150,8 @@ class SharedMeters(Meters):
             self.quick_max = self.quick_unflushed_max = -UNLIMITED
             return
         node = self.ledger.roster.node
-        least = min((self.max // len(members) if node in members else 0 for members in self.opens), default=0)
+        shares = (least_share(self.max, len(members)) if node in members else 0 for members in self.opens)
+        least = min(shares, default=0)
         alike = not self._tolls_ms and not self.overrides
         self.quick_max = least if alike else -UNLIMITED
         self.quick_unflushed_max = unflushed_max(least) if alike else -1
@@ -195,9 +214,10 @@ class SharedMeters(Meters):
 
     def move(self, key: str, amount: int) -> None:
         """Rights go out (`amount` > 0: lent, or a borrowed loan ends) or come in."""
-        row = OVERFLOW_ROW if key == OVERFLOW_KEY else self.keys.open(key)
+        self._move(OVERFLOW_ROW if key == OVERFLOW_KEY else self.keys.open(key), amount)
+
+    def _move(self, row: int, amount: int) -> None:
         self.used[row] += amount
-        self._changed[key] = None
         moved = self.moved.get(row, 0) + amount
         if moved:
             self.moved[row] = moved
@@ -205,10 +225,35 @@ class SharedMeters(Meters):
             self.moved.pop(row, None)
             self._settled.append(row)
 
-    def take_moved(self) -> dict[str, int]:
-        """What is lent less what is borrowed, of the keys for which that has changed since the last call."""
-        changed, self._changed = self._changed, {}
-        return {key: self.moved.get(row, 0) if (row := self.row_of(key)) is not None else 0 for key in changed}
+    def cover(self, key: str, amount: int, now_ms: int) -> dict[int, int]:
+        """A loan is over: let it stand for what was admitted last. Returns slice -> amount, in all at most `amount`."""
+        row, covered = self.row_of(key), dict[int, int]()
+        if row is None:
+            return covered
+        for number, used in reversed(self.slices(row, now_ms)):
+            rows = self.covers.get(number, {})
+            part = min(amount, used - rows.get(row, 0))
+            if part > 0:
+                rows[row] = rows.get(row, 0) + part
+                self.covers[number] = rows
+                covered[number] = part
+                amount -= part
+        if covered:
+            self.move(key, -sum(covered.values()))
+        return covered
+
+    def uncover(self, key: str, covered: Mapping[int, int]) -> None:
+        """Such a loan lives again, and counts as borrowed as a whole."""
+        row = self.row_of(key)
+        for number, amount in covered.items():
+            rows = self.covers.get(number, {})
+            if row is not None and row in rows:
+                self._move(row, min(amount, rows[row]))
+                rows[row] -= min(amount, rows[row])
+
+    def covered(self, row: int) -> int:
+        """What of the row's usage loans stand for that are over."""
+        return sum(rows.get(row, 0) for rows in self.covers.values())
 
     def tidy(self) -> None:
         """Forget rows whose rights are back. Not in `move`: a decision may have its hand on one."""
@@ -249,8 +294,24 @@ class SharedMeters(Meters):
         pending = self.fresh.get(row, 0) + sum(amounts.get(row, 0) for _, amounts in self.waiting)
         return pending > unflushed_max(self.base(key))
 
+    def refund(self, row: int, key: str, number: int, amount: int) -> None:
+        """Take a charge back; a loan that stood for it does not any more."""
+        super().refund(row, key, number, amount)
+        rows = self.covers.get(number, {})
+        over = rows.get(row, 0) - self._slices.get(number, {}).get(row, 0)
+        if over > 0:
+            rows[row] -= over
+            self._move(row, over)
+
+    def recent(self, row: int | None, span_ms: int, now_ms: int) -> int:
+        """What was used of late: in the last `span_ms`."""
+        since = (now_ms - span_ms) // self.slice_ms
+        return sum(amount for number, amount in self.slices(row, now_ms) if number > since)
+
     def reset(self, row: int) -> list[int]:
         """Forget what the row has used; what is lent and borrowed stays."""
+        for rows in self.covers.values():
+            self._move(row, rows.pop(row, 0))
         numbers = super().reset(row)
         self.used[row] = self.moved.get(row, 0)
         return numbers

@@ -59,11 +59,10 @@ class MetersId(_message.Message):
     def __init__(self, limit: _Optional[str] = ..., key: _Optional[str] = ..., count: _Optional[str] = ..., window_ms: _Optional[int] = ...) -> None: ...
 
 class RightsMessage(_message.Message):
-    __slots__ = ("ask", "answer", "offer", "renew", "back", "returned", "handover", "accepted")
+    __slots__ = ("ask", "answer", "offer", "back", "returned", "handover", "accepted")
     ASK_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
-    RENEW_FIELD_NUMBER: _ClassVar[int]
     BACK_FIELD_NUMBER: _ClassVar[int]
     RETURNED_FIELD_NUMBER: _ClassVar[int]
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
@@ -71,12 +70,11 @@ class RightsMessage(_message.Message):
     ask: Ask
     answer: Answer
     offer: Offer
-    renew: Renew
     back: Return
     returned: Returned
     handover: Handover
     accepted: Accepted
-    def __init__(self, ask: _Optional[_Union[Ask, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ..., back: _Optional[_Union[Return, _Mapping]] = ..., returned: _Optional[_Union[Returned, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ...) -> None: ...
+    def __init__(self, ask: _Optional[_Union[Ask, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., back: _Optional[_Union[Return, _Mapping]] = ..., returned: _Optional[_Union[Returned, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ...) -> None: ...
 
 class LoanId(_message.Message):
     __slots__ = ("borrower", "incarnation", "number")
@@ -89,20 +87,24 @@ class LoanId(_message.Message):
     def __init__(self, borrower: _Optional[int] = ..., incarnation: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("loan", "meters", "key", "amount", "urgent", "asked_ms")
+    __slots__ = ("loan", "meters", "key", "amount", "urgent", "asked_ms", "lifetime_ms", "instead")
     LOAN_FIELD_NUMBER: _ClassVar[int]
     METERS_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     AMOUNT_FIELD_NUMBER: _ClassVar[int]
     URGENT_FIELD_NUMBER: _ClassVar[int]
     ASKED_MS_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_MS_FIELD_NUMBER: _ClassVar[int]
+    INSTEAD_FIELD_NUMBER: _ClassVar[int]
     loan: LoanId
     meters: int
     key: int
     amount: int
     urgent: bool
     asked_ms: int
-    def __init__(self, loan: _Optional[_Union[LoanId, _Mapping]] = ..., meters: _Optional[int] = ..., key: _Optional[int] = ..., amount: _Optional[int] = ..., urgent: _Optional[bool] = ..., asked_ms: _Optional[int] = ...) -> None: ...
+    lifetime_ms: int
+    instead: _containers.RepeatedCompositeFieldContainer[LoanId]
+    def __init__(self, loan: _Optional[_Union[LoanId, _Mapping]] = ..., meters: _Optional[int] = ..., key: _Optional[int] = ..., amount: _Optional[int] = ..., urgent: _Optional[bool] = ..., asked_ms: _Optional[int] = ..., lifetime_ms: _Optional[int] = ..., instead: _Optional[_Iterable[_Union[LoanId, _Mapping]]] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("loan", "amount", "asked_ms", "wait_ms", "again")
@@ -125,16 +127,6 @@ class Offer(_message.Message):
     meters: int
     key: int
     def __init__(self, meters: _Optional[int] = ..., key: _Optional[int] = ...) -> None: ...
-
-class Renew(_message.Message):
-    __slots__ = ("loan", "returned", "asked_ms")
-    LOAN_FIELD_NUMBER: _ClassVar[int]
-    RETURNED_FIELD_NUMBER: _ClassVar[int]
-    ASKED_MS_FIELD_NUMBER: _ClassVar[int]
-    loan: LoanId
-    returned: int
-    asked_ms: int
-    def __init__(self, loan: _Optional[_Union[LoanId, _Mapping]] = ..., returned: _Optional[int] = ..., asked_ms: _Optional[int] = ...) -> None: ...
 
 class Return(_message.Message):
     __slots__ = ("loan", "returned")

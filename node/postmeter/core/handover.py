@@ -1,0 +1,190 @@
+"""Changes of the roster and of limits: shares fall at once, and rise when nobody can be spending by the old ones.
+
+A node that adopts a generation tells every other node of the old and the new one: I spend by this now (Handover). What
+it has used or lent beyond its new share stays with it as a loan from those whose share rises, and they deduct it before
+they rise. Who lends how much is a pure function of `max`, old and new roster, and meter (roster.transfers).
+
+Such a loan lives as if it had been asked for when the roster was read: a node that is stopped after that is waited for
+long enough, by everybody who may get its share. So a reading is worth nothing when it is older than a loan may live.
+
+    follow      the roster, as it is in etcd        change      a `max` was changed
+    start       after Rights(...), before anything else
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from postmeter.core.effects import Accepted, Before, Excess, Handover, Place, Put, Ready, Send
+from postmeter.core.loans import Borrowed, Loans
+from postmeter.core.meters import MetersId
+from postmeter.core.roster import Members, transfers
+from postmeter.core.shared import NEVER_MS, SharedLedger, SharedMeters
+
+STANDING: Place = "standing"
+
+
+class HandingOver(Loans):
+    """The rights of a node, as nodes come and go and limits change.
+
+    `owed` are the handovers that were not accepted yet, by (receiver, generation).
+    """
+
+    def __init__(self, ledger: SharedLedger, incarnation: int) -> None:
+        super().__init__(ledger, incarnation)
+        self.owed: dict[tuple[str, int], Handover] = {}
+        self._before: dict[MetersId, Before] = {}
+        self._announced: dict[int, Members] = {}
+        self._read_ms = 0
+
+    def start(self, now_ms: int, clean: bool) -> Ready:
+        """Begin to spend. After an unclean stop something may have been used that is not on the disk."""
+        self._now_ms = now_ms
+        if not clean:
+            self.ledger.tolls_ms.append(now_ms)
+            self.roster.unclean_ms = now_ms
+            for meters in self._meters():
+                meters.set_tolls(self.ledger.tolls_ms)
+        self._refresh(now_ms)
+        return Ready([Put(STANDING, self.roster.standing())])
+
+    # --- the roster ---------------------------------------------------------------------------------------------------
+
+    def follow(
+        self, generations: Mapping[int, Members], stopped: Iterable[str], now_ms: int, read_ms: int | None = None
+    ) -> Ready:
+        """The roster as it is in etcd, asked for at `read_ms` (None: now). Adopt what is new as soon as may be.
+
+        To be called now and then while anything is new: what was read too long ago is not adopted any more.
+        """
+        self._now_ms = now_ms
+        news = [node for node in stopped if self.roster.stop(node, now_ms)]
+        self._announced = {
+            number: members for number, members in generations.items() if number > self.roster.generation
+        }
+        self._read_ms = now_ms if read_ms is None else read_ms
+        if not self.confirmed:
+            self.confirmed = True
+            for meters in self._meters():
+                meters.suspended = False
+        ready = Ready([Put(STANDING, self.roster.standing())]) if news else Ready()
+        ready.persist += [Put(where, None) for where in self.owed if where[0] in news]
+        self.owed = {where: handover for where, handover in self.owed.items() if where[0] not in news}
+        ready.add(self._adopt_announced(now_ms))
+        self._refresh(now_ms)
+        return ready
+
+    def _adopt_announced(self, now_ms: int) -> Ready:
+        ready = Ready()
+        while now_ms < self._old_ms() and self.roster.may_adopt(now_ms, self._longest(self.terms.toll_wait_ms)):
+            members = self._announced.pop(self.roster.generation + 1, None)
+            if members is None:
+                break
+            ready.add(self._adopt(self.roster.generation + 1, members, now_ms))
+        return ready
+
+    def _old_ms(self) -> int:
+        """When the last reading is too old to adopt anything."""
+        lifetimes_ms = (self.terms.lifetime_ms(meters.id.window_ms) for meters in self._meters())
+        return self._read_ms + min(lifetimes_ms, default=NEVER_MS)
+
+    def _adopt(self, number: int, members: Members, now_ms: int) -> Ready:
+        """Spend by the next generation, and hand over to the others what is used or lent beyond that."""
+        old = self.roster.members
+        others = self.roster.adopt(number, members)
+        self._refresh(now_ms)
+        excess: dict[str, list[Excess]] = {node: [] for node in others}
+        for meters in self._meters():
+            for key in sorted(self._exceeding(meters)):
+                self._hand_over(meters, key, old, excess, now_ms)
+        since_ms = -1 if self.roster.unclean_ms is None else now_ms - self.roster.unclean_ms
+        ready = Ready([Put(STANDING, self.roster.standing())])
+        for node, entries in excess.items():
+            handover = Handover(number, tuple(entries), since_ms)
+            self.owed[node, number] = handover
+            ready.persist.append(Put((node, number), handover))
+            ready.send.append(Send(node, handover))
+        return ready
+
+    def _exceeding(self, meters: SharedMeters) -> set[str]:
+        """Keys that may have more used or lent than the new share; all that are in use if shares differ."""
+        least = max(0, meters.quick_max)
+        names = (meters.keys.names[row] for row, used in enumerate(meters.used) if used > least)
+        lent = {key for (id, key), book in self.books.items() if id == meters.id and book.lent}
+        return lent.union(name for name in names if name is not None)
+
+    def _hand_over(
+        self, meters: SharedMeters, key: str, old: Members, excess: dict[str, list[Excess]], now_ms: int
+    ) -> None:
+        """Borrow the excess of one meter from those whose share of it rises, as far as this node's falls."""
+        meter = (meters.id, key)
+        left = max(-self.spare(meter, now_ms), self._held(meter))
+        if left <= 0:
+            return
+        ceiling = meters.ceiling(key, now_ms)
+        for (giver, taker), part in transfers(ceiling, old, self.roster.members, meter).items():
+            amount = min(left, part)
+            if giver != self.node or taker not in excess or amount <= 0:
+                continue
+            left -= amount
+            loan = self._new_loan()
+            excess[taker].append(Excess(loan, meter, amount))
+            number, lifetime_ms = self.roster.generation, self._lifetime_ms(meter)
+            borrowed = Borrowed(meter, taker, amount, self._read_ms, lifetime_ms, generation=number, accepted=False)
+            self._borrow(loan, borrowed)
+
+    def _on_handover(self, source: str, handover: Handover, now_ms: int) -> Ready:
+        number = handover.generation
+        if number > self.roster.generation:
+            return Ready()
+        ready = Ready()
+        if not self.roster.knows(source, number):
+            for loan, meter, amount in ((excess.loan, excess.meter, excess.amount) for excess in handover.excess):
+                ready.add(self._lend(loan, meter, amount, self._lifetime_ms(meter), now_ms))
+            self.roster.hear(source, number, now_ms - handover.unclean_ms if handover.unclean_ms >= 0 else None)
+            ready.persist.append(Put(STANDING, self.roster.standing()))
+            self._refresh(now_ms)
+        ready.send.append(Send(source, Accepted(number)))
+        ready.add(self._adopt_announced(now_ms))
+        return ready
+
+    def _on_accepted(self, source: str, message: Accepted) -> Ready:
+        if self.owed.pop((source, message.generation), None) is None:
+            return Ready()
+        for loan in self._loans.values():
+            if isinstance(loan, Borrowed) and loan.lender == source and loan.generation == message.generation:
+                loan.accepted = True
+        return Ready([Put((source, message.generation), None)])
+
+    def change(self, id: MetersId, now_ms: int) -> Ready:
+        """To be called just before `max` or the overrides of these meters are changed: remember them for a while."""
+        meters = self.ledger.shared(id)
+        if meters is None or not (meters.max or meters.overrides):
+            return Ready()
+        until_ms, earlier = now_ms + self.terms.longest_wait_ms(id.window_ms), self._before.get(id)
+        max_before, overrides = meters.max, dict(meters.overrides)
+        if earlier is not None:
+            others = dict(earlier.overrides)
+            overrides = {key: max(meters.max_of(key), others.get(key, earlier.max)) for key in {*overrides, *others}}
+            max_before = max(max_before, earlier.max)
+        before = Before(id, until_ms, max_before, tuple(sorted(overrides.items())))
+        self._before[id] = before
+        meters.before = [before]
+        return Ready([Put(("before", id), before)])
+
+    def _let_go(self, now_ms: int) -> None:
+        """Forget unclean starts, earlier limits and generations that no longer matter; shares may rise by that."""
+        longest_ms = self._longest(self.terms.toll_wait_ms)
+        if self.roster.unclean_ms is not None and now_ms - self.roster.unclean_ms > longest_ms:
+            self.roster.unclean_ms = None
+        self.roster.prune(now_ms, self._longest(self.terms.longest_wait_ms), longest_ms)
+        self._refresh(now_ms)
+
+    def _longest(self, wait_ms: Callable[[int], int]) -> int:
+        return max((wait_ms(meters.id.window_ms) for meters in self._meters()), default=0)
+
+    def _refresh(self, now_ms: int) -> None:
+        """Work out base shares anew: the roster has changed, or somebody counts as gone by now."""
+        self.ledger.spends = self.roster.is_member
+        for meters in self._meters():
+            meters.refresh(now_ms)
