@@ -86,7 +86,7 @@ class Run:
     @property
     def lent_s(self) -> float:
         """How long rights may be out of use that were lent to a node which died."""
-        return Terms().wait_ms(self.window_s * 1000) / 1000
+        return Terms().longest_wait_ms(self.window_s * 1000) / 1000
 
 
 @dataclass(slots=True)
