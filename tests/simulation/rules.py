@@ -105,6 +105,25 @@ def _from_the_answer(self: Rights, source: str, answer: Answer, now_ms: int) -> 
     return _on_answer(self, source, replace(answer, asked_ms=now_ms), now_ms)
 
 
+def _lend_for_anything(self: Rights, meter: Any, lifetime_ms: int) -> bool:
+    return True
+
+
+def _nothing_held(self: Rights, meter: Any) -> int:
+    return 0
+
+
+def _cover_anything(self: SharedMeters, key: str, amount: int, now_ms: int) -> dict[int, int]:
+    """As if the newest slice held all that the loan was of."""
+    row = self.row_of(key)
+    if row is None or amount <= 0:
+        return {}
+    rows = self.covers.setdefault(self.slice, {})
+    rows[row] = rows.get(row, 0) + amount
+    self.move(key, -amount)
+    return {self.slice: amount}
+
+
 def _adopt_at_once(self: Roster, now_ms: int, toll_wait_ms: int) -> bool:
     return self.node in self.members
 
@@ -136,6 +155,15 @@ def _lend_unconfirmed(self: Rights, meter: Any, now_ms: int) -> int:
 
 
 _lendable = Rights.lendable
+
+
+def _lend_all_that_is_spare(self: Rights, meter: Any, now_ms: int) -> int:
+    return max(0, self.spare(meter, now_ms)) if _may_lend(self, meter) else 0
+
+
+def _may_lend(self: Rights, meter: Any) -> bool:
+    meters = self.ledger.shared(meter[0])
+    return self.confirmed and meters is not None and meters.spends
 
 
 def _never_refused(self: World, stored: Any, registered: Any) -> str:
@@ -207,6 +235,21 @@ RULES: dict[str, Rule] = {
     "borrower's clock starts when it asks": _rule(
         "the lifetime runs from the question, not from the answer", (Rights, "_on_answer", _from_the_answer)
     ),
+    "loans only out of base": _rule(
+        "what is borrowed is not lent on", (Rights, "lendable", _lend_all_that_is_spare)
+    ),
+    "no merging of what base does not cover": _rule(
+        "a lender whose base has fallen below what it lent puts no loans that are over into a new one",
+        (Rights, "_may_lend_for", _lend_for_anything),
+    ),
+    "what is lent stands on handover loans": _rule(
+        "what is lent beyond the new share is handed over, and its loan is kept until that is back",
+        (Rights, "_held", _nothing_held),
+    ),
+    "loans cover only what was admitted": _rule(
+        "a loan that is over counts as borrowed only for usage, and as long as that counts",
+        (SharedMeters, "cover", _cover_anything),
+    ),
     "adopt only when the change before is complete": _rule(
         "a generation is adopted when all living members of the one before the current have handed over",
         (Roster, "may_adopt", _adopt_at_once),
@@ -239,10 +282,7 @@ RULES: dict[str, Rule] = {
 }
 
 UNREACHED: dict[str, str] = {
-    "loans only out of base": "who is asked urgently first gives borrowed rights back: hardly any are left to lend",
-    "base that usage needs is not lent": "needs a loan that ends unrenewed at a node that has lent its base meanwhile",
-    "a stopped taker lends nothing": "needs a node that adopts what it read long before; here reading is adopting",
-    "adoption durable before anything rises": "needs a disk slower than the peers; here it answers within the step",
+    "old readings are not adopted": "needs a generation that a node read, and could adopt only a lifetime later",
 }
 """Rules that stand in the code for a reason that the simulator cannot bring about, or has not yet."""
 

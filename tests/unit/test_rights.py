@@ -33,9 +33,9 @@ def node(name: str, max: int = 10) -> tuple[Rights, SharedMeters]:
     return rights, meters
 
 
-def use(meters: SharedMeters, amount: int) -> None:
+def use(meters: SharedMeters, amount: int, now_ms: int = NOW_MS) -> None:
     """Charge the meter."""
-    meters.advance(NOW_MS)
+    meters.advance(now_ms)
     meters.charge(meters.keys.open(METER[1]), METER[1], amount)
 
 
@@ -84,7 +84,7 @@ def test_loan_ends_to_the_millisecond() -> None:
     borrower, meters = node("a")
     question = ask(borrower, 7)
     borrower.receive("b", Answer(question.loan, 2, NOW_MS), NOW_MS + 5)
-    lifetime_ms = Terms().lifetime_ms(HOUR_MS)
+    lifetime_ms = question.lifetime_ms
     assert 7 == meters.allowance(METER[1], NOW_MS + lifetime_ms - 1)
     assert 5 == meters.allowance(METER[1], NOW_MS + lifetime_ms)
 
@@ -139,14 +139,54 @@ def test_overdraft_only_while_cut_off() -> None:
     assert 5 == rights.lendable(METER, NOW_MS)
 
 
-def test_stopped_taker_lends_nothing() -> None:
-    """The excess that a stopped node was to take over, and had not accepted, is no loan any more."""
-    rights, meters = node("a", 12)
-    use(meters, 6)
-    rights.follow({1: ("a", "b"), 2: ("a", "b", "c")}, (), NOW_MS)
-    assert 6 == meters.rights(METER[1], NOW_MS)
-    rights.follow({1: ("a", "b"), 2: ("a", "b", "c")}, ("c",), NOW_MS)
-    assert 4 == meters.rights(METER[1], NOW_MS)
+def test_loan_that_is_over_covers_what_was_admitted_by_it() -> None:
+    """It counts as borrowed as long as the usage counts: the node is not in debt, and nothing can be used again."""
+    borrower, meters = node("a")
+    question = ask(borrower, 7)
+    borrower.receive("b", Answer(question.loan, 2, NOW_MS), NOW_MS)
+    use(meters, 7)
+    over_ms = NOW_MS + question.lifetime_ms
+    assert 0 == borrower.spare(METER, over_ms)
+    freed_ms = meters.freed_ms(NOW_MS // meters.slice_ms)
+    assert 0 == borrower.spare(METER, freed_ms - 1)
+    assert 5 == borrower.spare(METER, freed_ms)
+    check_node(borrower)
+
+
+def test_loans_that_are_over_become_part_of_the_next_one() -> None:
+    """The lender puts them into one; nothing of its base is lent twice."""
+    borrower, meters = node("a", 40)
+    lender, theirs = node("b", 40)
+    use(theirs, 15)
+    use(meters, 20)
+    first = ask(borrower, 1)
+    for send in lender.receive("a", first, NOW_MS).send:
+        borrower.receive("b", send.message, NOW_MS)
+    assert 5 == borrower.spare(METER, NOW_MS)
+    over_ms = NOW_MS + first.lifetime_ms
+    use(meters, 5, over_ms - 1)
+    (send,) = borrower.seek(METER, 1, over_ms).send
+    assert isinstance(send.message, Ask)
+    assert (first.loan,) == send.message.instead
+    ready = lender.receive("a", send.message, over_ms)
+    assert [first.loan, send.message.loan] == [put.where for put in ready.persist]
+    (answer,) = ready.send
+    borrower.receive("b", answer.message, over_ms)
+    assert [send.message.loan] == list(borrower.books[METER].borrowed) == list(lender.books[METER].lent)
+    assert (5, 5) == (borrower.books[METER].borrowed_sum, lender.books[METER].lent_sum)
+    for rights in (borrower, lender):
+        check_node(rights)
+
+
+def test_roster_that_was_read_long_ago_is_not_adopted() -> None:
+    """Somebody may have been declared stopped since, and others may have begun to wait for it."""
+    rights, _ = node("a", 12)
+    generations = {1: ("a", "b"), 2: ("a", "b", "c")}
+    lifetime_ms = Terms().lifetime_ms(HOUR_MS)
+    rights.follow(generations, (), NOW_MS + lifetime_ms, read_ms=NOW_MS)
+    assert 1 == rights.roster.generation
+    rights.follow(generations, (), NOW_MS + lifetime_ms, read_ms=NOW_MS + 1)
+    assert 2 == rights.roster.generation
 
 
 def test_old_and_foreign_state_is_refused() -> None:
