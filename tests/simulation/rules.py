@@ -105,6 +105,10 @@ def _from_the_answer(self: Rights, source: str, answer: Answer, now_ms: int) -> 
     return _on_answer(self, source, replace(answer, asked_ms=now_ms), now_ms)
 
 
+def _never_hold(self: SharedMeters, key: str, loans: int) -> None:
+    return
+
+
 def _lend_for_anything(self: Rights, meter: Any, lifetime_ms: int) -> bool:
     return True
 
@@ -235,9 +239,10 @@ RULES: dict[str, Rule] = {
     "borrower's clock starts when it asks": _rule(
         "the lifetime runs from the question, not from the answer", (Rights, "_on_answer", _from_the_answer)
     ),
-    "loans only out of base": _rule(
-        "what is borrowed is not lent on", (Rights, "lendable", _lend_all_that_is_spare)
+    "rows are kept while loans live": _rule(
+        "a decision sees what is lent, even when a loan ends in it", (SharedMeters, "hold", _never_hold)
     ),
+    "loans only out of base": _rule("what is borrowed is not lent on", (Rights, "lendable", _lend_all_that_is_spare)),
     "no merging of what base does not cover": _rule(
         "a lender whose base has fallen below what it lent puts no loans that are over into a new one",
         (Rights, "_may_lend_for", _lend_for_anything),

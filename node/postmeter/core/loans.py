@@ -226,6 +226,7 @@ class Loans:
         self._book(loan.meter).borrowed[id] = loan
         self._loans[id] = loan
         heappush(self._ends.setdefault(loan.meter[0], []), (loan.until_ms, id))
+        meters.hold(loan.meter[1], 1)
         meters.move(loan.meter[1], -loan.left)
         meters.wake_at(loan.until_ms)
         self._attend_at(loan.meter, self._look_ms(loan, loan.until_ms))
@@ -237,6 +238,7 @@ class Loans:
         if meters is not None:
             meters.move(loan.meter[1], loan.left)
             loan.covers = meters.cover(loan.meter[1], loan.left - self._held_by(loan), now_ms)
+            meters.hold(loan.meter[1], -1)
 
     def _merge(self, ids: Iterable[LoanId]) -> None:
         """These loans, which are over, have become part of another one."""
@@ -261,6 +263,9 @@ class Loans:
         return max(0, self._held(loan.meter) - sum(other.free(0) for other in alike if other is not loan))
 
     def _drop_borrowed(self, id: LoanId, loan: Borrowed) -> None:
+        meters = self.ledger.shared(loan.meter[0])
+        if meters is not None and loan.covers is None:
+            meters.hold(loan.meter[1], -1)
         self._changed[loan.meter] = None
         del self._loans[id], self.books[loan.meter].borrowed[id]
         self._forget(loan.meter)

@@ -96,6 +96,7 @@ class Rights(Lending, Borrowing, HandingOver):
         for (id, key), book in self.books.items():
             if id == meters.id:
                 meters.move(key, book.lent_sum - book.living_sum)
+                meters.hold(key, sum(loan.covers is None for loan in book.borrowed.values()))
         for ends_ms, _ in self._ends.get(meters.id, ()):
             meters.wake_at(ends_ms)
         meters.refresh(self._now_ms)

@@ -72,7 +72,8 @@ class SharedKeys(Keys):
 
     def release(self, row: int) -> None:
         """Forget a row that nobody uses any more."""
-        if not any(row in meters.moved for meters in self.meters if isinstance(meters, SharedMeters)):
+        shared = (meters for meters in self.meters if isinstance(meters, SharedMeters))
+        if not any(row in meters.moved or row in meters.living for meters in shared):
             super().release(row)
 
 
@@ -81,9 +82,10 @@ class SharedMeters(Meters):
 
     `moved` maps a row to what is lent less what is borrowed, in the limit's unit. `covers` is what of `moved` belongs
     to loans that are over: by slice, what was admitted there by them. It counts as borrowed as long as its slice
-    counts, so that it can never be used again. `overdraft` is the part of its base share that a node may exceed its
-    allowance by while `ledger.isolated`. `before` is the earlier `max` while somebody may still be using by it.
-    `suspended`: nothing may be charged. `wake` is called with the time when `wake_ms` is over, and returns the next.
+    counts, so that it can never be used again. `living` counts the borrowed loans of a row that are not over yet.
+    `overdraft` is the part of its base share that a node may exceed its allowance by while `ledger.isolated`. `before`
+    is the earlier `max` while somebody may still be using by it. `suspended`: nothing may be charged. `wake` is called
+    with the time when `wake_ms` is over, and returns the next.
     """
 
     __slots__ = (
@@ -91,6 +93,7 @@ class SharedMeters(Meters):
         "before",
         "covers",
         "ledger",
+        "living",
         "moved",
         "opens",
         "overdraft",
@@ -103,6 +106,7 @@ class SharedMeters(Meters):
         self.ledger = ledger
         self.moved: dict[int, int] = {}
         self.covers: dict[int, dict[int, int]] = {}
+        self.living: dict[int, int] = {}
         self._settled: list[int] = []
         self.opens: list[Members] = []
         self.overdraft = 0.0
@@ -223,6 +227,19 @@ class SharedMeters(Meters):
             self.moved[row] = moved
         else:
             self.moved.pop(row, None)
+            self._settled.append(row)
+
+    def hold(self, key: str, loans: int) -> None:
+        """Keep the row while such loans live. `advance` ends them, and the row must not come into being by that.
+
+        A decision looks up the row first; for one that is not there it would see nothing of what is lent.
+        """
+        row = OVERFLOW_ROW if key == OVERFLOW_KEY else self.keys.open(key)
+        living = self.living.get(row, 0) + loans
+        if living:
+            self.living[row] = living
+        else:
+            self.living.pop(row, None)
             self._settled.append(row)
 
     def cover(self, key: str, amount: int, now_ms: int) -> dict[int, int]:
