@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 
@@ -17,6 +19,13 @@ SHOWN = "shown"
 def pytest_configure() -> None:
     """Before the processes are started that run the tests."""
     os.environ.setdefault("POSTMETER_SEED", str(random.randrange(1, 1_000) * 100_000))
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What a test or the command line sets in it does not reach the processes that other tests start."""
+    with patch.dict(os.environ):
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -64,7 +64,8 @@ class _Waiting:
 class Cluster:
     """To `begin`, and to `run` in a task. Until it has begun `rights` is None, and nothing can be charged.
 
-    `services` are called to add others to the port of the peers.
+    `services` are called to add others to the port of the peers. `settled` is whether this node's shares are what they
+    are to be after changes of the roster; `on_settled` is called when that changes.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class Cluster:
         self.view: View | None = None
         self.peers: Peers | None = None
         self.services: list[Service] = []
+        self.settled = False
+        self.on_settled: Callable[[], None] = lambda: None
         self._committed: Committed | None = None
         self._node_settings = settings
         self._ledger = ledger
@@ -327,6 +330,10 @@ class Cluster:
     async def _tidy(self) -> NoReturn:
         while True:
             self._look_after_peers()
+            settled = self.rights is not None and self.rights.is_settled(self._clock.now_ms())
+            if settled != self.settled:
+                self.settled = settled
+                self.on_settled()
             await asyncio.sleep(TIDY_INTERVAL_S)
 
     def _look_after_peers(self) -> None:

@@ -62,6 +62,8 @@ class EtcdFollower:
     async def run(self) -> None:
         """Until cancelled. Raises ClusterError when this process must stop."""
         self._node.on_health.append(self._changed.set)
+        if self._node.cluster is not None:
+            self._node.cluster.on_settled = self._changed.set
         self._tasks.append(asyncio.create_task(self._limits.run()))
         self._tasks.append(asyncio.create_task(self._tell_status()))
         if self.membership is not None:

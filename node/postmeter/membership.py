@@ -356,9 +356,14 @@ class Membership:
         """What the others are told of this node beside its limits."""
         rights = self._cluster.rights
         if rights is None:
-            return {"generation": 0, "problem": self.problem}
+            return {"generation": 0, "settled": False, "problem": self.problem}
         lent, borrowed = self._cluster.moved_parts()
-        return {"generation": rights.roster.generation, "lent": round(lent, 3), "borrowed": round(borrowed, 3)}
+        return {
+            "generation": rights.roster.generation,
+            "settled": self._cluster.settled,
+            "lent": round(lent, 3),
+            "borrowed": round(borrowed, 3),
+        }
 
     # --- registration -------------------------------------------------------------------------------------------------
 

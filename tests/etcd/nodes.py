@@ -124,14 +124,15 @@ class Nodes:
         newest: list[str] = generations[max(generations, key=int)]
         return newest
 
-    def wait_for_members(self, *names: str) -> None:
-        """Return when the newest generation is these, and all of them follow it."""
+    def wait_for_members(self, *names: str, settled: bool = True) -> None:
+        """Return when the newest generation is these, and all of them follow it; `settled`: and have their shares."""
 
         def happened() -> bool:
             roster = self.read("roster")
             if not roster or list(names) != self.members():
                 return False
             newest = max(map(int, roster["generations"]))
-            return all((self.read(f"status/{name}") or {}).get("generation") == newest for name in names)
+            told = [self.read(f"status/{name}") or {} for name in names]
+            return all(status.get("generation") == newest and (status["settled"] or not settled) for status in told)
 
         wait_until(f"the roster to be {names}", happened)

@@ -10,6 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from postmeter.certificates import make_authority, make_certificate
+from tests.postfix.mailhost import wait_until
 
 from .nodes import Node, Nodes
 from .server import EtcdServer
@@ -61,7 +62,8 @@ def test_who_has_a_certificate_may_ask_for_the_health(pair: list[Node], authorit
     mx1, _ = pair
     ca = (authority / "ca.pem").read_bytes()
     key, chain = ((authority / f"monitor.{kind}").read_bytes() for kind in ("key", "pem"))
-    assert SERVING == health(mx1, grpc.ssl_channel_credentials(ca, key, chain)).status
+    credentials = grpc.ssl_channel_credentials(ca, key, chain)
+    wait_until("mx1 to reach mx2", lambda: health(mx1, credentials).status == SERVING)
     with pytest.raises(grpc.RpcError):
         health(mx1, grpc.ssl_channel_credentials(ca))
     mx1.wait_for_log('TLS handshake failed reason="peer did not return a certificate"')

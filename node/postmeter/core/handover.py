@@ -180,6 +180,11 @@ class HandingOver(Loans):
         self.roster.prune(now_ms, self._longest(self.terms.longest_wait_ms), longest_ms)
         self._refresh(now_ms)
 
+    def is_settled(self, now_ms: int) -> bool:
+        """Whether nobody can be spending by an older generation any more: shares are what they are to be."""
+        waits_ms = self._longest(self.terms.longest_wait_ms), self._longest(self.terms.toll_wait_ms)
+        return len(self.roster.open(now_ms, *waits_ms)) == 1
+
     def _longest(self, wait_ms: Callable[[int], int]) -> int:
         return max((wait_ms(meters.id.window_ms) for meters in self._meters()), default=0)
 
