@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
-from postmeter.core.effects import Answer, Lent, LoanId, Ready
+from postmeter.core.effects import Answer, Ask, Lent, LoanId, Ready
 from postmeter.core.loans import Question
 from postmeter.core.meters import Meters
 from postmeter.core.rights import Rights
 from postmeter.core.roster import Roster
-from postmeter.core.shared import SharedMeters, Terms
+from postmeter.core.shared import NEVER_MS, SharedMeters, Terms
 from tests.simulation.host import Host
 from tests.simulation.world import World
 
@@ -51,11 +51,8 @@ def _no_margin(self: Terms, window_ms: int, lifetime_ms: int) -> int:
 
 
 _start = Rights.start
-_follow = Rights.follow
 _on_ask = Rights._on_ask
-_on_handover = Rights._on_handover
 _hear = Roster.hear
-_refresh = SharedMeters.refresh
 
 
 def _send_first(self: Host, ready: Ready) -> None:
@@ -142,23 +139,29 @@ def _returns_add_up(self: Rights, source: str, id: LoanId, returned: int) -> Rea
 _repay = Rights._repay
 
 
-def _never_wakes(self: SharedMeters, at_ms: int) -> None:
+def _not_by_the_clock(self: SharedMeters, at_ms: int) -> None:
     return
+
+
+def _end_when_tended(self: Rights, now_ms: int) -> Ready:
+    for meters in self._meters():
+        self._wake(meters, now_ms)
+    return _tend(self, now_ms)
+
+
+_tend = Rights.tend
 
 
 def _spend_for_ever(self: Rights, meters: SharedMeters) -> int:
     return 1 << 62
 
 
-def _lend_unconfirmed(self: Rights, meter: Any, now_ms: int) -> int:
+def _lend_unconfirmed(self: Rights, source: str, ask: Ask, now_ms: int) -> Ready:
     confirmed, self.confirmed = self.confirmed, True
     try:
-        return _lendable(self, meter, now_ms)
+        return _on_ask(self, source, ask, now_ms)
     finally:
         self.confirmed = confirmed
-
-
-_lendable = Rights.lendable
 
 
 def _lend_all_that_is_spare(self: Rights, meter: Any, now_ms: int) -> int:
@@ -198,6 +201,10 @@ def _spends_though_removed(self: Rights, now_ms: int) -> None:
 
 
 _refresh_all = Rights._refresh
+
+
+def _never_old(self: Rights) -> int:
+    return NEVER_MS
 
 
 def _any_shares(self: SharedMeters, key: str, max: int, members: tuple[str, ...]) -> int:
@@ -261,13 +268,15 @@ RULES: dict[str, Rule] = {
     ),
     "returned is a total": _rule("returned is merged by maximum, not added", (Rights, "_repay", _returns_add_up)),
     "loans end to the millisecond": _rule(
-        "a loan ends by the clock, not when somebody looks", (SharedMeters, "wake_at", _never_wakes)
+        "a loan ends by the clock, not when somebody looks",
+        (SharedMeters, "wake_at", _not_by_the_clock),
+        (Rights, "tend", _end_when_tended),
     ),
     "unconfirmed nodes stop spending": _rule(
         "after a start, without the roster, nothing is spent one lifetime after the last sign of life",
         (Rights, "_spend_until_ms", _spend_for_ever),
     ),
-    "unconfirmed nodes do not lend": _rule("... and nothing is lent", (Rights, "lendable", _lend_unconfirmed)),
+    "unconfirmed nodes do not lend": _rule("... and nothing is lent", (Rights, "_on_ask", _lend_unconfirmed)),
     "removed nodes admit nothing": _rule(
         "a node that is not in the roster spends nothing", (Rights, "_refresh", _spends_though_removed)
     ),
@@ -284,11 +293,7 @@ RULES: dict[str, Rule] = {
         (Roster, "may_adopt", _wait_for_nobody_who_left),
     ),
     "one order for the remainder": _rule("shares sum to max", (SharedMeters, "share", _any_shares)),
+    "old readings are not adopted": _rule(
+        "what was read of the roster longer ago than a loan lives is not adopted", (Rights, "_old_ms", _never_old)
+    ),
 }
-
-UNREACHED: dict[str, str] = {
-    "old readings are not adopted": "needs a generation that a node read, and could adopt only a lifetime later",
-}
-"""Rules that stand in the code for a reason that the simulator cannot bring about, or has not yet."""
-
-__all__ = ["RULES", "UNREACHED", "Rule", "off"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from postmeter.core import rights
 from postmeter.core.meters import MetersId
 from tests.conftest import SHOWN
 from tests.simulation import campaign, chaos, cost, healthy, liveness
@@ -112,6 +114,12 @@ def test_every_rule_has_its_story() -> None:
     """Nobody adds a rule without showing what breaks without it."""
     told = {path.read_text().splitlines()[0].removeprefix("# Rule: ") for path in SCENARIOS}
     assert set(RULES) <= told
+
+
+def test_theory_names_every_story() -> None:
+    """The page on why the cap holds has a place for each story, and no story that does not exist."""
+    theory = (Path(rights.__file__).parent / "README.md").read_text()
+    assert {path.stem for path in SCENARIOS} == set(re.findall(r"\[([a-z-]+)\]", theory))
 
 
 def test_same_seed_same_story() -> None:
