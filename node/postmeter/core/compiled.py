@@ -9,11 +9,12 @@ deploy/examples/limits.yaml at END-OF-MESSAGE that is, shortened:
     mark = f"{value15}\n{value14}\n{value13}" if value15 else ""
     if mark in marks: return REPEATED
     ...
-    key0 = value20[:512].lower()
+    key0 = value20
     row0 = rows0.get(key0)
+    if row0 is None: ...  # cut from it: in lower case, not too long
     if key0:
         if now_ms >= meters0.slice_end_ms: meters0.advance(now_ms)
-        if (amount0 if row0 is None else meters0.used[row0] + amount0) > meters0.quick_max and ...: return closely(...)
+        if (amount0 if row0 is None else used0[row0] + amount0) > meters0.quick_max and ...: return closely(...)
     ...
     if key0:
         if row0 is None: row0 = keys0.open(key0)
@@ -108,19 +109,25 @@ class _Writer:
     def _write_key(self, number: int, rule: Rule) -> None:
         self._names |= {f"keys{number}": rule.keys, f"rows{number}": rule.keys.rows, f"cut{number}": rule.cut_key}
         name = rule.limit.key.parts[0].attribute
-        if len(rule.limit.key.parts) > 1 or name in ADDRESS_ATTRIBUTES:
-            cut = f"cut{number}(request)"
-        elif name in DERIVED:
-            self._write(1, f'_, at, domain = {self._value(DERIVED[name])}.rpartition("@")')
-            cut = f'domain.lower()[:{KEY_CHARS_MAX}] if at else ""'
-        else:
-            cut = f"{self._value(name)}[:{KEY_CHARS_MAX}].lower()"
         key, row = f"key{number}", f"row{number}"
+        if len(rule.limit.key.parts) > 1 or name in ADDRESS_ATTRIBUTES:
+            self._write(1, f"{key} = cut{number}(request)", f"{row} = rows{number}.get({key})")
+        else:
+            # What a key was cut from is nearly always the key: it is cut only if there is no row for it.
+            if name in DERIVED:
+                whole = self._value(DERIVED[name])
+                self._write(1, f'at = {whole}.rfind("@") + 1', f'{key} = {whole}[at:] if at else ""')
+            else:
+                self._write(1, f"{key} = {self._value(name)}")
+            self._write(
+                1,
+                f"{row} = rows{number}.get({key})",
+                f"if {row} is None:",
+                f"    {key} = {key}.lower()[:{KEY_CHARS_MAX}]",
+                f"    {row} = rows{number}.get({key})",
+            )
         self._write(
-            1,
-            f"{key} = {cut}",
-            f"{row} = rows{number}.get({key})",
-            f"if {row} is None and {key} and keys{number}.full: {key}, {row} = {OVERFLOW_KEY!r}, {OVERFLOW_ROW}",
+            1, f"if {row} is None and {key} and keys{number}.full: {key}, {row} = {OVERFLOW_KEY!r}, {OVERFLOW_ROW}"
         )
 
     def _write_check(self, number: int, rule: Rule, charges: bool) -> None:
@@ -135,11 +142,12 @@ class _Writer:
         self._write(1, f"asked{number} = {asked}", f"if asked{number}:")
         for window, meters in enumerate(rule.meters):
             name = f"meters{number}_{window}"
-            self._names[name] = meters
+            used = f"used{number}_{window}"
+            self._names |= {name: meters, used: meters.used}
             self._write(
                 2,
                 f"if now_ms >= {name}.slice_end_ms: {name}.advance(now_ms)",
-                f"if ({amount} if row{key} is None else {name}.used[row{key}] + {amount}) > {name}.quick_max"
+                f"if ({amount} if row{key} is None else {used}[row{key}] + {amount}) > {name}.quick_max"
                 f" and {name}.usage(row{key}, now_ms) + {amount} > {name}.allowance(key{key}, now_ms):",
                 "    return closely(request, now_ms)",
             )
@@ -155,7 +163,7 @@ class _Writer:
                 name = f"meters{number}_{window}"
                 self._write(
                     2,
-                    f"{name}.used[row{key}] += {amount}",
+                    f"used{number}_{window}[row{key}] += {amount}",
                     f"amounts = {name}.current",
                     f"amounts[row{key}] = amounts.get(row{key}, 0) + {amount}",
                     f"amounts = {name}.fresh",

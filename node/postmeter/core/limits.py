@@ -130,7 +130,7 @@ def needs_recipient(name: str) -> bool:
 def _cut_part(part: KeyPart) -> Callable[[Request], str]:
     cut = attribute(part.attribute)
     if part.attribute not in ADDRESS_ATTRIBUTES:
-        return lambda request: cut(request)[:KEY_CHARS_MAX].lower()
+        return lambda request: cut(request).lower()[:KEY_CHARS_MAX]
 
     @lru_cache(maxsize=10_000)
     def network(value: str) -> str:
