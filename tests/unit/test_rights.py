@@ -178,6 +178,26 @@ def test_loans_that_are_over_become_part_of_the_next_one() -> None:
         check_node(rights)
 
 
+def test_question_is_for_what_is_needed_even_if_others_seem_to_have_all() -> None:
+    """What is heard of others is late, and may add up to more than there is; nobody asks for less than nothing."""
+    borrower, meters = node("a", 40)
+    borrower.receive("b", Answer(ask(borrower, 30).loan, 10, NOW_MS), NOW_MS)
+    use(meters, 30)
+    borrower.committed_seen = lambda id, key: {"b": 25}
+    assert 1 == ask(borrower, 1).amount
+
+
+def test_question_for_less_than_nothing_frees_nothing() -> None:
+    """What becomes part of another loan stays lent: the borrower's usage stands on it."""
+    lender, _ = node("b", 40)
+    first = ask(node("a", 40)[0], 25)
+    lender.receive("a", first, NOW_MS)
+    again = replace(first, loan=first.loan._replace(number=9), amount=-3, instead=(first.loan,))
+    (answer,) = lender.receive("a", again, NOW_MS).send
+    assert isinstance(answer.message, Answer)
+    assert 5 == answer.message.amount == lender.books[METER].lent_sum
+
+
 def test_roster_that_was_read_long_ago_is_not_adopted() -> None:
     """Somebody may have been declared stopped since, and others may have begun to wait for it."""
     rights, _ = node("a", 12)

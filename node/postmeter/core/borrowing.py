@@ -83,7 +83,7 @@ class Borrowing(Loans):
         recent = meters.recent(row, self.terms.lifetime_ms(meters.id.window_ms), now_ms)
         if recent < LOAN_MORE_USED_MIN or 2 * meters.usage(row, now_ms) < top - room:
             return 0
-        return min(max(recent, top // LOAN_MORE_PART), room)
+        return max(0, min(max(recent, top // LOAN_MORE_PART), room))
 
     def _room(self, meters: SharedMeters, key: str, now_ms: int) -> int:
         """What nobody has committed of `max` in the whole cluster, as far as is known."""

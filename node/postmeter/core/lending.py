@@ -24,7 +24,7 @@ class Lending(Loans):
         ready, can = Ready(), self.lendable(ask.meter, now_ms)
         if len(self._loans) >= LOANS_MAX or not self._may_lend_for(ask.meter, ask.lifetime_ms):
             can, merged = 0, []
-        more = min(ask.amount, can if ask.urgent else can // 2)
+        more = max(0, min(ask.amount, can if ask.urgent else can // 2))
         if ask.urgent and more < ask.amount:
             ready = self._give_back(ask.meter, self._unneeded(ask.meter, now_ms, keep=can))
         again = {to for to, _ in ready.send} | ({self.node} if self.is_seeking(ask.meter) else set())
