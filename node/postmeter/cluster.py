@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import NoReturn
 
 from postmeter.clock import Clock
@@ -29,7 +29,6 @@ from postmeter.core.view import Digest, View
 from postmeter.defaults import (
     BOOKS_LOOKED_AT_MAX,
     COMMITTED_INTERVAL_S,
-    DELTA_ENTRIES_MAX,
     EXPIRE_ENTRIES_MAX,
     EXPIRE_PAUSE_S,
     FLUSH_ROWS_MAX,
@@ -277,8 +276,8 @@ class Cluster:
                 self._keeper.carry_out(Ready(ready.persist, [send for send in ready.send if send.to != source]))
             self._resume_some()
             await asyncio.sleep(0)
-        for _ in self.view.merge(contents.digest, contents.portions, self._clock.now_ms()):
-            await asyncio.sleep(0)
+        if contents.digest:
+            await self._merge(contents)
         if packet.is_reply and contents.digest:
             self._digests[source] = contents.digest
         answer = self._contents(contents.digest) if contents.digest and not packet.is_reply else Contents()
@@ -288,12 +287,21 @@ class Cluster:
             answer.messages = answers
         return answer
 
+    async def _merge(self, contents: Contents) -> None:
+        assert self.view is not None
+        assert self.peers is not None
+        merging = self.view.merge(contents.digest, contents.portions, self._clock.now_ms())
+        taken: int | None = 0
+        while taken is not None:
+            async with self.peers.turns:
+                taken = next(merging, None)
+
     def _contents(self, known: Digest | None) -> Contents:
         assert self.view is not None
         now_ms = self._clock.now_ms()
-        portions = self.view.delta(known, DELTA_ENTRIES_MAX, now_ms) if known is not None else []
-        more = sum(len(portion.entries) for portion in portions) >= DELTA_ENTRIES_MAX
-        return Contents(digest=self.view.digest(now_ms), portions=portions, more=more)
+        portions = self.view.delta(known, now_ms) if known is not None else iter(())
+        first = next(portions, None)
+        return Contents(digest=self.view.digest(now_ms), portions=chain([first], portions) if first else ())
 
     # --- now and then -------------------------------------------------------------------------------------------------
 

@@ -12,13 +12,14 @@ between: messages are few, and portions come one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from google.protobuf.message import DecodeError
 
 from postmeter.core.effects import Message
-from postmeter.core.view import Digest, Known, Portion
+from postmeter.core.view import Changes, Digest, Known, Portion
 from postmeter.defaults import (
     HANDOVER_PART_LOANS_MAX,
     KEY_CHARS_MAX,
@@ -26,6 +27,7 @@ from postmeter.defaults import (
     PACKET_MESSAGES_MAX,
     VIEW_NODES_MAX,
     VIEW_PORTION_ENTRIES_MAX,
+    VIEW_TOLD_MAX,
 )
 from postmeter.errors import PeerError
 from postmeter.messages import (
@@ -55,12 +57,13 @@ TEXT_CHARS_MAX = 100
 class Contents:
     """What is said: messages about rights, what is known of everybody's usage, and what the other lacks of that.
 
-    `more`: there is more that it lacks.
+    `portions` is false if there are none; what is to be said may be gathered one at a time. `more`: there is more that
+    the other lacks.
     """
 
     messages: list[Message] = field(default_factory=list)
     digest: Digest = field(default_factory=dict)
-    portions: list[Portion] = field(default_factory=list)
+    portions: Iterable[Portion] = ()
     more: bool = False
 
 
@@ -93,6 +96,7 @@ class Draft:
             cluster=head.cluster,
         )
         self._tables = TablesWriter(self._packet.tables)
+        self._portions: list[bytes] = []
         self._bytes_count = 0
         self._messages_left = PACKET_MESSAGES_MAX
 
@@ -121,28 +125,37 @@ class Draft:
 
     def add_portion(self, portion: Portion) -> None:
         """Say what was used, but not by keys that are too long to be passed on."""
-        written = self._packet.portions.add(
+        head = pb.Portion(
             node=portion.node,
             incarnation=portion.incarnation,
             since=portion.since,
             version=portion.version,
             now_ms=portion.now_ms,
         )
-        written.tables.meters.extend(map(write_meters, portion.meters))
-        entries, keys = portion.entries, portion.keys
-        if any(len(key) > KEY_CHARS_MAX for key in keys):
-            keys = [key if len(key) <= KEY_CHARS_MAX else "" for key in keys]
-            entries = [entry for entry in entries if keys[entry[3]]]
-        written.tables.keys.extend(map(write_key, keys))
-        columns = (written.versions, written.meters, written.slices, written.keys, written.amounts)
-        for empty, values in zip(columns, zip(*entries, strict=True), strict=False):
-            empty.extend(values)
-        self._bytes_count += written.ByteSize() + 4
+        written = head.SerializeToString() + _written(portion.changes)
+        self._portions.append(written)
+        self._bytes_count += len(written) + 4
 
     def finish(self, more: bool = False) -> bytes:
         """The bytes; whether there is more to say."""
         self._packet.more = more
-        return self._packet.SerializeToString()
+        return self._packet.SerializeToString() + pb.WrittenPortions(portions=self._portions).SerializeToString()
+
+
+@lru_cache(maxsize=VIEW_TOLD_MAX)
+def _written(changes: Changes) -> bytes:
+    """As part of a Portion; of what is told to one peer most is told to all."""
+    written = pb.Portion()
+    written.tables.meters.extend(map(write_meters, changes.meters))
+    entries, keys = changes.entries, changes.keys
+    if any(len(key) > KEY_CHARS_MAX for key in keys):
+        keys = [key if len(key) <= KEY_CHARS_MAX else "" for key in keys]
+        entries = [entry for entry in entries if keys[entry[3]]]
+    written.tables.keys.extend(map(write_key, keys))
+    columns = (written.versions, written.meters, written.slices, written.keys, written.amounts)
+    for empty, values in zip(columns, zip(*entries, strict=True), strict=False):
+        empty.extend(values)
+    return written.SerializeToString()
 
 
 def parse(data: bytes) -> pb.Packet:
@@ -233,7 +246,5 @@ def _read_portion(portion: pb.Portion) -> Portion:
         since,
         version,
         number(portion.now_ms, "a time"),
-        tables.meters,
-        tables.keys,
-        list(rows),
+        Changes(tables.meters, tables.keys, list(rows)),
     )

@@ -32,6 +32,7 @@ from postmeter.packet import Head
 from postmeter.peer_port import PeerPort, Service
 from postmeter.settings import Settings, parse_address
 from postmeter.speech import Speaker
+from postmeter.turns import Turns
 
 
 class Peers:
@@ -48,14 +49,16 @@ class Peers:
     ) -> None:
         """As this node. Raises ConfigError if the certificates are wrong.
 
-        `cluster` tells clusters apart, if it is known; `services` are called to add others to the port.
+        `cluster` tells clusters apart, if it is known; `services` are called to add others to the port. Large packets
+        are written and read in `turns`; what a handler makes of them belongs there, too.
         """
         assert settings.cluster
         self.port = 0
         self._node = node
         self._settings = settings.cluster
         self._handler = handler
-        self._speaker = Speaker(node, incarnation, cluster)
+        self.turns = Turns()
+        self._speaker = Speaker(node, incarnation, cluster, self.turns)
         self._files = CertificateFiles(settings.cluster, settings.node) if settings.cluster.ca else None
         self._peer_port = PeerPort(
             settings.cluster, self._speaker, handler, self._files, self._heard, self.send, services

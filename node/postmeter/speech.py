@@ -1,21 +1,21 @@
 """Packets in this node's name: written, understood, and both in small steps.
 
-    speaker = Speaker(node, incarnation, cluster)
+    speaker = Speaker(node, incarnation, cluster, turns)
     data, left = await speaker.write(receiver, contents)
     head = speaker.meet(packet)                     refuses what is not meant for this node, or beyond its protocol
     contents = await speaker.read(packet, head.sender)
 
-Between the steps others may run: who asks about mail does not wait for a large packet. Of what does not fit into a
+Each step is one of the `turns`: who asks about mail does not wait for a large packet. Of what does not fit into a
 packet, messages are `left`, and that there are more portions is said in the packet.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from postmeter import __version__
 from postmeter.core.effects import Message
+from postmeter.core.view import Portion
 from postmeter.errors import PeerError
 from postmeter.messages import HandoverPart, Parts, Spoken, split
 from postmeter.packet import (
@@ -29,14 +29,16 @@ from postmeter.packet import (
     read_messages,
     read_portions,
 )
+from postmeter.turns import Turns
 from postmeter.v1 import peers_pb2 as pb
 
 
 class Speaker:
     """`cluster` is what only nodes of one cluster know alike, "" if this one does not."""
 
-    def __init__(self, node: str, incarnation: int, cluster: str = "") -> None:
+    def __init__(self, node: str, incarnation: int, cluster: str, turns: Turns) -> None:
         self.node = node
+        self._turns = turns
         self._incarnation = incarnation
         self._cluster = cluster
         self._parts: dict[str, Parts] = {}
@@ -58,14 +60,14 @@ class Speaker:
             del left[0]
         if contents.digest:
             draft.add_digest(contents.digest)
-        more = contents.more
-        for portion in contents.portions:
-            if draft.full:
-                more = True
-                break
-            draft.add_portion(portion)
-            await asyncio.sleep(0)
-        return draft.finish(more), left
+        portions, portion = iter(contents.portions), None
+        while contents.portions:
+            async with self._turns:
+                portion = next(portions, None)
+                if portion is None or draft.full:
+                    break
+                draft.add_portion(portion)
+        return draft.finish(contents.more or portion is not None), left
 
     def meet(self, packet: pb.Packet) -> Head:
         """Who says something to this node. Raises PeerError if it is not for this node, or cannot be understood."""
@@ -88,11 +90,12 @@ class Speaker:
     async def read(self, packet: pb.Packet, sender: str) -> Contents:
         """All that is said. Raises PeerError."""
         messages = [message for spoken in read_messages(packet) if (message := self._whole(spoken, sender)) is not None]
-        contents = Contents(messages, read_digest(packet), more=packet.more)
-        for portion in read_portions(packet):
-            contents.portions.append(portion)
-            await asyncio.sleep(0)
-        return contents
+        found: list[Portion] = []
+        portions = read_portions(packet)
+        while len(found) < len(packet.portions):
+            async with self._turns:
+                found.append(next(portions))
+        return Contents(messages, read_digest(packet), found, packet.more)
 
     def _whole(self, spoken: Spoken, sender: str) -> Message | None:
         """A message, or the handover that is whole with this part of it."""

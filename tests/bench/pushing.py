@@ -20,8 +20,8 @@ from itertools import pairwise
 import uvloop
 
 from postmeter.core.meters import MetersId
-from postmeter.core.view import Known, Portion
-from postmeter.defaults import SLICES_PER_WINDOW, VIEW_PORTION_ENTRIES_MAX
+from postmeter.core.view import Changes, Known, Portion
+from postmeter.defaults import SLICES_PER_WINDOW, VIEW_PORTION_ENTRIES
 from postmeter.link import Packet
 from postmeter.packet import Contents
 from postmeter.peers import Peers
@@ -30,8 +30,8 @@ from postmeter.settings import ClusterSettings, Settings
 from .load import EVERYBODY
 
 INCARNATION = 1
-# A packet takes 64 kB.
-PORTIONS_MAX = 6
+# A packet takes 32 kB.
+PORTIONS_MAX = 14
 METERS = MetersId("user-hour", "sasl_username", "recipients", 3_600_000)
 USERS = [f"user{number:07}@dom{number % EVERYBODY.domains:04}.example.org" for number in range(EVERYBODY.users)]
 
@@ -63,8 +63,8 @@ class Pusher:
         new = int(self._rate * (now_s - self._counted_s))
         self.version += new
         self._counted_s += new / self._rate if self._rate else 0
-        end = min(self.version, self.taken + PORTIONS_MAX * VIEW_PORTION_ENTRIES_MAX)
-        bounds = [*range(self.taken, end, VIEW_PORTION_ENTRIES_MAX), end]
+        end = min(self.version, self.taken + PORTIONS_MAX * VIEW_PORTION_ENTRIES)
+        bounds = [*range(self.taken, end, VIEW_PORTION_ENTRIES), end]
         portions = [self._portion(since, until) for since, until in pairwise(bounds)]
         return Contents(digest=self._digest(), portions=portions, more=end < self.version)
 
@@ -91,7 +91,7 @@ class Pusher:
         versions = range(since + 1, until + 1)
         entries = [(version, 0, now_ms // slice_ms, place, version) for place, version in enumerate(versions)]
         keys = [USERS[version % len(USERS)] for version in versions]
-        return Portion(self.name, INCARNATION, since, until, now_ms, [METERS], keys, entries)
+        return Portion(self.name, INCARNATION, since, until, now_ms, Changes([METERS], keys, entries))
 
 
 async def main(node: str, address: str, listen: list[str]) -> None:

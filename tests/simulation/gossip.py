@@ -7,6 +7,7 @@ other one lacks, if that is anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from postmeter.core.committed import Committed
@@ -17,8 +18,8 @@ from postmeter.core.view import Digest, Portion, View
 if TYPE_CHECKING:
     from tests.simulation.host import Host
 
-ENTRIES_MAX = 2_000
-"""Entries in one message."""
+PORTIONS_MAX = 40
+"""In one message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Gossip:
         now_ms = self.host.now_ms()
         for _ in self.view.merge(message.digest, message.portions, now_ms):
             pass
-        portions = self.view.delta(message.digest, ENTRIES_MAX, now_ms) if message.step < 3 else []
+        portions = list(islice(self.view.delta(message.digest, now_ms), PORTIONS_MAX)) if message.step < 3 else []
         if message.step == 1 or portions:
             self._send(source, Exchange(message.step + 1, self.view.digest(now_ms), portions))
 

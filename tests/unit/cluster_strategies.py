@@ -19,7 +19,7 @@ from postmeter.core.effects import (
     Standing,
 )
 from postmeter.core.meters import MetersId
-from postmeter.core.view import Known, Portion
+from postmeter.core.view import Changes, Known, Portion
 from postmeter.messages import NUMBER_MAX, HandoverPart
 from postmeter.packet import Head
 
@@ -65,7 +65,7 @@ def _portions(draw: st.DrawFn) -> Portion:
     places = [st.integers(0, len(table) - 1) for table in tables]
     entries = [(version, draw(places[0]), draw(numbers), draw(places[1]), draw(numbers)) for version in versions]
     newest = max([since, *versions])
-    return Portion(draw(node_names), draw(numbers), since, newest, draw(numbers), *tables, entries)
+    return Portion(draw(node_names), draw(numbers), since, newest, draw(numbers), Changes(*tables, entries))
 
 
 portions = _portions()

@@ -40,7 +40,7 @@ LAYERS = {
     "the library's words": {"library_log"},
     "what nodes say and store": {"packet", "records"},
     "its parts": {"messages"},
-    "tools": {"documents", "logs", "systemd", "v1", "etcdpb"},
+    "tools": {"documents", "logs", "systemd", "turns", "v1", "etcdpb"},
     "core": {"core"},
     "ground": {"", "defaults", "errors"},
 }
@@ -65,7 +65,7 @@ AT_HOME = {
     "cryptography": {"certificates"},
     "asyncio": set(
         """agent cli cluster control etcd etcd_follower flusher library_log limits_follower link membership mirror node
-        peer_port peers postfix presence record_keeper speech""".split()
+        peer_port peers postfix presence record_keeper turns""".split()
     ),
     "threading": set(),
     "concurrent": {"storage"},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from postmeter.core.effects import Ask, Excess, Handover, LoanId, Offer, Return
 from postmeter.core.meters import MetersId
-from postmeter.core.view import Known, Portion
+from postmeter.core.view import Changes, Known, Portion
 from postmeter.defaults import (
     HANDOVER_PART_LOANS_MAX,
     HANDOVER_PARTS_MAX,
@@ -52,7 +52,9 @@ def example() -> pb.Packet:
     draft.add_message(Ask(LOAN, ALICE, 5, True, 1000, 60_000))
     draft.add_message(Handover(2, (Excess(LOAN, ALICE, 5),), 60))
     draft.add_digest({"mx1": Known(7, 9, 0), "mx2": Known(3, 4, None)})
-    draft.add_portion(Portion("mx1", 7, 4, 9, 1000, [USER_HOUR], ["alice", "bob"], [(5, 0, 1, 0, 2), (9, 0, 1, 1, 3)]))
+    draft.add_portion(
+        Portion("mx1", 7, 4, 9, 1000, Changes([USER_HOUR], ["alice", "bob"], [(5, 0, 1, 0, 2), (9, 0, 1, 1, 3)]))
+    )
     return parse(draft.finish())
 
 
@@ -225,7 +227,7 @@ def test_a_packet_is_full_long_before_it_is_too_large() -> None:
     draft = Draft(HEAD)
     while not draft.full:
         draft.add_message(Offer((USER_HOUR, random.Random(1).randbytes(5_000).decode("latin1"))))
-        draft.add_portion(Portion("mx1", 7, 0, 1, 0, [USER_HOUR], ["x" * 500], [(1, 0, 0, 0, 1)]))
+        draft.add_portion(Portion("mx1", 7, 0, 1, 0, Changes([USER_HOUR], ["x" * 500], [(1, 0, 0, 0, 1)])))
     assert PACKET_BYTES <= len(draft.finish()) < PACKET_BYTES + 20_000
 
 
@@ -237,7 +239,7 @@ def test_a_portion_of_the_longest_keys_fits() -> None:
     assert not draft.full
     keys = [chr(0x10000 + number) * KEY_CHARS_MAX for number in range(VIEW_PORTION_ENTRIES_MAX)]
     entries = [(1, 0, NUMBER_MAX - 1, at, NUMBER_MAX - 1) for at in range(len(keys))]
-    draft.add_portion(Portion("mx1", 7, 0, 1, 0, [USER_HOUR], keys, entries))
+    draft.add_portion(Portion("mx1", 7, 0, 1, 0, Changes([USER_HOUR], keys, entries)))
     assert PACKET_BYTES_MAX * 3 // 4 < len(draft.finish()) < PACKET_BYTES_MAX
 
 
@@ -246,10 +248,10 @@ def test_usage_by_keys_that_are_too_long_is_not_passed_on() -> None:
     long = "x" * (KEY_CHARS_MAX + 1)
     draft = Draft(HEAD)
     entries = [(1, 0, 1, 0, 5), (1, 0, 1, 1, 6), (2, 0, 1, 2, 7), (3, 0, 1, 3, 8)]
-    draft.add_portion(Portion("mx1", 7, 0, 4, 0, [USER_HOUR], [long, "alice", long + "y", "bob"], entries))
+    draft.add_portion(Portion("mx1", 7, 0, 4, 0, Changes([USER_HOUR], [long, "alice", long + "y", "bob"], entries)))
     [portion] = read_portions(parse(draft.finish()))
-    assert (4, [(1, 0, 1, 1, 6), (3, 0, 1, 3, 8)]) == (portion.version, portion.entries)
-    assert "alice" == portion.keys[1]
+    assert (4, [(1, 0, 1, 1, 6), (3, 0, 1, 3, 8)]) == (portion.version, portion.changes.entries)
+    assert "alice" == portion.changes.keys[1]
 
 
 def test_a_long_handover_travels_in_parts() -> None:

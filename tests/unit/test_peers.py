@@ -27,7 +27,7 @@ from postmeter.core.effects import (
     Returned,
 )
 from postmeter.core.meters import MetersId
-from postmeter.core.view import Known, Portion
+from postmeter.core.view import Changes, Known, Portion
 from postmeter.defaults import PEER_ANSWERS_MAX, PEER_CALLS_MAX, PEER_QUEUE_MAX
 from postmeter.errors import ConfigError, PeerError
 from postmeter.link import Packet
@@ -155,7 +155,7 @@ def test_what_a_reply_leads_to_is_said_in_turn() -> None:
 def test_usage_is_exchanged_in_both_directions_until_neither_has_more() -> None:
     """One call after the other, each as large as a packet may be."""
     keys = [f"{number:0500}" for number in range(200)]
-    portion = Portion("mx1", 7, 0, 1, 0, [USER_HOUR], keys, [(1, 0, 0, at, 1) for at in range(200)])
+    portion = Portion("mx1", 7, 0, 1, 0, Changes([USER_HOUR], keys, [(1, 0, 0, at, 1) for at in range(200)]))
 
     async def story() -> None:
         async with Nodes() as nodes:
@@ -170,11 +170,11 @@ def test_usage_is_exchanged_in_both_directions_until_neither_has_more() -> None:
 
             mx2.handler.answer = answer
             await mx1.peers.exchange("mx2")
-            said = [(len(packet.contents.portions), packet.contents.more) for packet in mx2.handler.packets]
+            said = [(len(list(packet.contents.portions)), packet.contents.more) for packet in mx2.handler.packets]
             assert [(1, True), (1, False), (0, False)] == said
-            heard = [(len(packet.contents.portions), packet.contents.more) for packet in mx1.handler.packets]
+            heard = [(len(list(packet.contents.portions)), packet.contents.more) for packet in mx1.handler.packets]
             assert [(1, True), (1, True), (1, False)] == heard
-            assert portion == mx1.handler.packets[0].contents.portions[0]
+            assert [portion] == mx1.handler.packets[0].contents.portions
 
     run(story())
 
@@ -225,7 +225,7 @@ def test_what_does_not_fit_into_an_answer_is_said_afterwards() -> None:
             nodes.introduce()
 
             async def answer(packet: Packet) -> Contents:
-                return Contents() if packet.contents.messages else Contents([ask(999), *said])
+                return Contents() if packet.is_reply or packet.contents.messages else Contents([ask(999), *said])
 
             mx2.handler.answer = answer
             await mx1.peers.exchange("mx2")

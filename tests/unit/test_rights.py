@@ -183,7 +183,7 @@ def test_question_is_for_what_is_needed_even_if_others_seem_to_have_all() -> Non
     borrower, meters = node("a", 40)
     borrower.receive("b", Answer(ask(borrower, 30).loan, 10, NOW_MS), NOW_MS)
     use(meters, 30)
-    borrower.committed_seen = lambda id, key: {"b": 25}
+    borrower.committed_seen = lambda _, key: {"b": 25}
     assert 1 == ask(borrower, 1).amount
 
 

@@ -7,6 +7,7 @@ import gc
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from unittest.mock import patch
 
 from hypothesis import given, settings
@@ -16,8 +17,8 @@ from postmeter.core import entries as entries_module
 from postmeter.core import view as module
 from postmeter.core.entries import ROW_BITS, slice_ms, unpack
 from postmeter.core.meters import MetersId
-from postmeter.core.view import Digest, Portion, View
-from postmeter.defaults import VIEW_KEEP_MS, VIEW_PORTION_ENTRIES_MAX
+from postmeter.core.view import Digest, Known, Portion, View
+from postmeter.defaults import VIEW_KEEP_MS, VIEW_PORTION_ENTRIES, VIEW_TOLD_MS
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -34,10 +35,10 @@ def held(view: View) -> dict[Entry, int]:
     return {entry[:4]: entry[4] for entry in view.entries()}
 
 
-def gossip(asker: View, peer: View, now_ms: int = 0, peer_ms: int | None = None, entries_max: int = 1000) -> int:
+def gossip(asker: View, peer: View, now_ms: int = 0, peer_ms: int | None = None, portions_max: int = 1000) -> int:
     """One request and its reply, without delay. Returns how many entries came."""
     peer_ms = now_ms if peer_ms is None else peer_ms
-    portions = peer.delta(asker.digest(now_ms), entries_max, peer_ms)
+    portions = islice(peer.delta(asker.digest(now_ms), peer_ms), portions_max)
     return sum(asker.merge(peer.digest(peer_ms), portions, now_ms))
 
 
@@ -45,7 +46,7 @@ def join(view: View, *others: View) -> dict[Entry, int]:
     """What a copy of the view holds after it has got everything the others have, one after another."""
     view = copy.deepcopy(view)
     for other in others:
-        gossip(view, copy.deepcopy(other), entries_max=10**9)
+        gossip(view, copy.deepcopy(other))
         check(view)
     return held(view)
 
@@ -107,7 +108,7 @@ class Reply:
 class Chaos:
     """Nodes, replies that may arrive any number of times in any order or never, and the twin."""
 
-    def __init__(self, nodes: int, offsets_ms: Iterable[int] = (), portion_max: int = VIEW_PORTION_ENTRIES_MAX) -> None:
+    def __init__(self, nodes: int, offsets_ms: Iterable[int] = (), portion_max: int = VIEW_PORTION_ENTRIES) -> None:
         self.views = [View(f"n{at}", 1) for at in range(nodes)]
         self.offsets_ms = list(offsets_ms) or [0] * nodes
         self.now_ms = 0
@@ -132,12 +133,11 @@ class Chaos:
         """Keep the digest of now, for a request that is answered later."""
         self.digests[at] = self.views[at].digest(self.clock(at))
 
-    def ask(self, at: int, peer: int, entries_max: int) -> None:
+    def ask(self, at: int, peer: int, portions_max: int) -> None:
         """Let the peer answer the digest kept last."""
         view = self.views[peer]
-        portions = view.delta(self.digests[at], entries_max, self.clock(peer))
-        assert sum(len(portion.entries) for portion in portions) <= max(entries_max, self.portion_max)
-        assert all(len(portion.entries) <= self.portion_max for portion in portions)
+        portions = list(islice(view.delta(self.digests[at], self.clock(peer)), portions_max))
+        assert all(len(portion.changes.entries) <= self.portion_max for portion in portions)
         self.replies.append(Reply(at, view.digest(self.clock(peer)), portions, self.now_ms))
 
     def deliver(self, reply: Reply, skipped: int = -1) -> None:
@@ -205,7 +205,7 @@ def play(chaos: Chaos, todo: list[tuple]) -> None:  # type: ignore[type-arg]  # 
 @settings(max_examples=150, deadline=None)
 def test_converges_whatever_happened(todo: Steps) -> None:
     """After loss, repetition, reordering, relay and restarts, all views are what every node said last."""
-    with patch.object(module, "VIEW_PORTION_ENTRIES_MAX", 3):
+    with patch.object(module, "VIEW_PORTION_ENTRIES", 3):
         chaos = Chaos(4, [0, 5 * HOUR_MS, 7, 9_999_999], 3)
         play(chaos, todo)
         chaos.heal(4)
@@ -214,14 +214,14 @@ def test_converges_whatever_happened(todo: Steps) -> None:
             check(view)
             assert chaos.truth == held(view)
             chaos.remember(at)
-            assert [portion for peer in chaos.views for portion in peer.delta(chaos.digests[at], 99, 0)] == []
+            assert [portion for peer in chaos.views for portion in peer.delta(chaos.digests[at], 0)] == []
 
 
 @given(steps)
 @settings(max_examples=150, deadline=None)
 def test_merge_is_a_join(todo: Steps) -> None:
     """Merging what other nodes hold is idempotent, commutative and associative."""
-    with patch.object(module, "VIEW_PORTION_ENTRIES_MAX", 3):
+    with patch.object(module, "VIEW_PORTION_ENTRIES", 3):
         chaos = Chaos(4, portion_max=3)
         play(chaos, todo)
         one, a, b, _ = chaos.views
@@ -229,7 +229,7 @@ def test_merge_is_a_join(todo: Steps) -> None:
         assert join(one, a) == join(one, a, a) == join(one, a, one)
         assert join(one, a, b) == join(one, b, a)
         both = copy.deepcopy(a)
-        gossip(both, copy.deepcopy(b), entries_max=10**9)
+        gossip(both, copy.deepcopy(b))
         assert join(one, a, b) == join(one, both)
 
 
@@ -359,12 +359,12 @@ def test_a_silent_node_is_forgotten() -> None:
 
 
 def test_a_delta_is_bounded_and_goes_on() -> None:
-    """A node that was away gets everything in replies of at most so many entries, a portion at least."""
-    for entries_max, asked in ((450, 3), (1, 6)):
+    """A node that was away gets everything in replies of as few portions as the peer likes, each of a few entries."""
+    for portions_max, asked in ((7, 3), (1, 21)):
         peer, away = View("peer", 1), View("away", 1)
         peer.count(USER_HOUR, 0, [(f"user{at}", 1) for at in range(1001)], 0)
-        sizes = [gossip(away, peer, 0, entries_max=entries_max) for _ in range(asked + 2)]
-        assert max(sizes) <= max(entries_max, VIEW_PORTION_ENTRIES_MAX)
+        sizes = [gossip(away, peer, 0, portions_max=portions_max) for _ in range(asked)]
+        assert max(sizes) <= portions_max * VIEW_PORTION_ENTRIES
         assert sum(sizes) == 1001
         assert held(peer) == held(away)
 
@@ -377,8 +377,23 @@ def test_a_busy_owner_does_not_keep_others_back() -> None:
         busy.count(USER_HOUR, 0, [(f"user{at}", round + 1) for at in range(200)], 0)
         gossip(relay, busy)
         gossip(relay, quiet)
-        gossip(asker, relay, entries_max=200)
+        gossip(asker, relay, portions_max=4)
     assert asker.total(USER_HOUR, "bob") == 1
+
+
+def test_what_is_told_to_many_is_gathered_once() -> None:
+    """Also to those who knew less; but not what has changed since, and nothing is kept for long."""
+    view = View("view", 1)
+    view.count(USER_HOUR, 0, [(f"user{at}", 1) for at in range(3 * VIEW_PORTION_ENTRIES)], 0)
+    first, *others = view.delta({}, 0)
+    known = {"view": Known(1, first.version, None)}
+    assert all(one.changes is other.changes for one, other in zip(view.delta(known, 5), others, strict=True))
+    view.count(USER_HOUR, 0, [("user1", 2)], 0)
+    assert [(2, "user1")] == [
+        (portion.changes.entries[0][4], portion.changes.keys[0]) for portion in list(view.delta(known, 0))[2:]
+    ]
+    drain(view, VIEW_TOLD_MS)
+    assert others[0].changes is not next(view.delta(known, VIEW_TOLD_MS)).changes
 
 
 def test_relay() -> None:
@@ -393,13 +408,13 @@ def test_relay() -> None:
 def test_a_gap_is_ignored() -> None:
     """Of a delta that lost a portion only what came before is taken; the next one brings the rest."""
     peer, asker = View("peer", 1), View("asker", 1)
-    peer.count(USER_HOUR, 0, [(f"user{at}", 1) for at in range(600)], 0)
-    first, second, third = peer.delta(asker.digest(0), 1000, 0)
+    peer.count(USER_HOUR, 0, [(f"user{at}", 1) for at in range(3 * VIEW_PORTION_ENTRIES)], 0)
+    first, second, third = peer.delta(asker.digest(0), 0)
     list(asker.merge({}, [second], 0))
     assert {"asker": 0} == asker.ages_ms(0)
-    assert list(asker.merge(peer.digest(0), [first, third], 0)) == [200, 0]
+    assert list(asker.merge(peer.digest(0), [first, third], 0)) == [VIEW_PORTION_ENTRIES, 0]
     assert None is asker.age_ms(0)
-    assert gossip(asker, peer) == 400
+    assert gossip(asker, peer) == 2 * VIEW_PORTION_ENTRIES
     assert asker.age_ms(0) == 0
 
 
@@ -407,9 +422,9 @@ def test_merges_in_turns() -> None:
     """Two replies whose portions are merged alternately leave what each alone would."""
     peer, asker = View("peer", 1), View("asker", 1)
     peer.count(USER_HOUR, 0, [(f"user{at}", 1) for at in range(600)], 0)
-    early = peer.digest(0), peer.delta({}, 1000, 0)
+    early = peer.digest(0), list(peer.delta({}, 0))
     peer.count(USER_HOUR, 0, [(f"user{at}", 2) for at in range(100, 500)], 0)
-    late = peer.digest(0), peer.delta({}, 1000, 0)
+    late = peer.digest(0), list(peer.delta({}, 0))
     for _ in zip(asker.merge(*early, 0), asker.merge(*late, 0), strict=False):
         check(asker)
     gossip(asker, peer)
@@ -424,7 +439,7 @@ def test_a_portion_may_repeat_what_is_known() -> None:
         gossip(asker, peer)
     peer.count(USER_DAY, 0, [("carol", 1)], 0)
     drain(peer, 2 * HOUR_MS)
-    list(asker.merge(peer.digest(2 * HOUR_MS), peer.delta({}, 1000, 2 * HOUR_MS), 2 * HOUR_MS))
+    list(asker.merge(peer.digest(2 * HOUR_MS), peer.delta({}, 2 * HOUR_MS), 2 * HOUR_MS))
     check(asker)
 
 
@@ -435,7 +450,7 @@ def test_a_later_incarnation_replaces_an_earlier_one() -> None:
     gossip(peer, before)
     gossip(third, before)
     before.count(USER_HOUR, 0, [("carol", 5)], 0)
-    straggler = before.digest(0), before.delta({}, 1000, 0)
+    straggler = before.digest(0), list(before.delta({}, 0))
     after = View("node", 2)
     assert 0 == gossip(after, peer)
     after.count(USER_HOUR, 0, [("alice", 7)], 0)
@@ -444,7 +459,7 @@ def test_a_later_incarnation_replaces_an_earlier_one() -> None:
     gossip(third, peer)
     gossip(before, peer)
     for view in (peer, third, after):
-        assert [0] == list(view.merge(*straggler, 0))
+        assert {0} == set(view.merge(*straggler, 0))
         drain(view, 0)
         assert {("node", USER_HOUR, 0, "alice"): 7} == held(view)
         assert 7 == view.total(USER_HOUR, "alice")
@@ -457,7 +472,7 @@ def test_an_earlier_incarnation_says_nothing_of_a_later_one() -> None:
     peer, third, before, after = View("peer", 1), View("third", 1), View("node", 1), View("node", 2)
     gossip(third, before)
     after.count(USER_HOUR, 0, [(f"user{at}", 1) for at in range(300)], 0)
-    gossip(peer, after, entries_max=200)
+    gossip(peer, after, portions_max=4)
     gossip(peer, third)
     assert {"node": None, "peer": 0, "third": 0} == peer.ages_ms(0)
 
@@ -486,7 +501,7 @@ def test_ages() -> None:
     gossip(c, b, 6000)
     assert c.age_ms(6500) == 1500
     a.count(USER_HOUR, 0, [(f"user{at}", 1) for at in range(300)], 7000)
-    gossip(c, a, 7000, entries_max=200)
+    gossip(c, a, 7000, portions_max=4)
     assert c.ages_ms(7000) == {"a": 2000, "b": 1000, "c": 0}
     gossip(c, a, 7000)
     gossip(c, b, 7000)
@@ -508,7 +523,7 @@ def test_a_view_is_bounded() -> None:
     check(small)
     assert (101, 80) == (small.entries_held, small.refused)
     assert {"peer": 0, "other": None, "small": 0} == small.ages_ms(0)
-    assert ["peer", "small"] == sorted(portion.node for portion in small.delta({}, 1000, 0))
+    assert {"peer", "small"} == {portion.node for portion in small.delta({}, 0)}
     for now_ms in (2 * HOUR_MS, 2 * HOUR_MS + 1):
         drain(small, now_ms)
         gossip(small, other, now_ms)
@@ -519,7 +534,7 @@ def test_a_view_is_bounded() -> None:
 def test_a_peer_with_another_maximum() -> None:
     """A bucket larger than it should be is passed on as it is."""
     peer, relay, asker = View("peer", 1), View("relay", 1), View("asker", 1)
-    with patch.object(module, "VIEW_PORTION_ENTRIES_MAX", 300):
+    with patch.object(module, "VIEW_PORTION_ENTRIES", 300):
         peer.count(USER_HOUR, 0, [(f"user{at}", 1) for at in range(300)], 0)
         gossip(relay, peer)
     assert 300 == gossip(asker, relay)
@@ -553,7 +568,7 @@ def test_slices_that_have_not_begun_are_ignored() -> None:
     """A peer that sends nonsense cannot make an entry stay for ever."""
     peer, view = View("peer", 1), View("view", 1)
     peer.count(USER_HOUR, 10**9, [("alice", 1)], 10**9 * MINUTE_MS)
-    (portion,) = peer.delta({}, 1000, 0)
+    (portion,) = list(peer.delta({}, 0))
     list(view.merge(peer.digest(0), [portion], 0))
     assert view.entries_held == 0
 
@@ -566,6 +581,7 @@ def test_entries_are_invisible_to_the_garbage_collector() -> None:
         peer.count(USER_DAY, 0, [(f"user{at + place}", 1) for place in range(200)], 0)
     gc.collect()
     before = len(gc.get_objects())
-    assert gossip(view, peer, entries_max=10**6) == 100_000
+    assert gossip(view, peer, portions_max=10**6) == 100_000
+    drain(peer, 0)
     gc.collect()
     assert len(gc.get_objects()) - before < 1000

@@ -220,7 +220,7 @@ class Entries:
 
     def told(self, part: Part, version: int) -> Iterator[tuple[MetersId, int, str, int]]:
         """(meters, slice, key, amount) of a bucket."""
-        for entry, amount in part.buckets[version].items():
+        for entry, amount in part.buckets.get(version, {}).items():
             slice, window, row = unpack(entry)
             yield self._by_index[window].id, slice, self._names.keys[row], amount
 

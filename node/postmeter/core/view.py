@@ -2,7 +2,7 @@
 
     view.count(id, slice, [(key, amount)], now_ms)          what this node has used: the sum of a slice, each time anew
     digest = view.digest(now_ms)                            what this node knows; a peer is asked with it
-    portions = peer.delta(digest, entries_max, now_ms)      what the asker lacks; the reply has the peer's digest, too
+    portions = peer.delta(digest, now_ms)                   what the asker lacks; the reply has the peer's digest, too
     for _ in view.merge(peer_digest, portions, now_ms):     the caller may yield to others after every portion
     view.expire(now_ms, entries_max)                        forget, now and then; again soon while it returns True
     view.total(id, key)  .top(id, n)  .usage(id, key)       what was used: by all, by whom most, by node
@@ -17,7 +17,8 @@ amounts grow that is their maximum; a reset or a refund gets through, too. The e
 A view knows for each owner a version up to which it lacks nothing. A *portion* is all that changed after `since` up to
 `version`; who does not know everything up to `since` ignores it and asks again. So every node may pass on what it knows
 of every other. `count` takes 0.6 µs a key if there are many in a call: pass some hundred where others wait meanwhile.
-Each call may begin a bucket, if somebody has asked since the last.
+Each call may begin a bucket, if somebody has asked since the last. What is told to one peer is kept for a while: most
+others lack the same, and it need not be gathered and written anew for each.
 
 An owner is a node with an incarnation. A node that starts again has a later incarnation and counts anew everything that
 it still has; that replaces what it said before, which may have been more.
@@ -38,6 +39,7 @@ portion's, nothing longer than its maximum.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -46,7 +48,14 @@ from typing import NamedTuple
 
 from postmeter.core.entries import Entries, Part, slice_ms
 from postmeter.core.meters import MetersId
-from postmeter.defaults import VIEW_ENTRIES_MAX, VIEW_KEEP_MS, VIEW_NODES_MAX, VIEW_PORTION_ENTRIES_MAX
+from postmeter.defaults import (
+    VIEW_ENTRIES_MAX,
+    VIEW_KEEP_MS,
+    VIEW_NODES_MAX,
+    VIEW_PORTION_ENTRIES,
+    VIEW_TOLD_MAX,
+    VIEW_TOLD_MS,
+)
 
 _NEVER_MS = 1 << 62
 _bucket_and_slice = itemgetter(0, 1, 2)
@@ -64,21 +73,30 @@ Digest = dict[str, Known]
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
-    """What an owner changed after version `since` up to `version`, when its clock was not yet past `now_ms`.
+class Changes:
+    """Entries: a version, ascending; an index into `meters`; the owner's slice; an index into `keys`; an amount.
 
-    An entry is its version, ascending; an index into `meters`; the owner's slice; an index into `keys`; an amount.
     There are at most VIEW_PORTION_ENTRIES_MAX, and none where all that changed has run out.
     """
+
+    meters: list[MetersId]
+    keys: list[str]
+    entries: list[tuple[int, int, int, int, int]]
+
+    # By identity: whoever writes them down recognises those that he has written before.
+    __hash__ = object.__hash__
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """What an owner changed after version `since` up to `version`, when its clock was not yet past `now_ms`."""
 
     node: str
     incarnation: int
     since: int
     version: int
     now_ms: int
-    meters: list[MetersId]
-    keys: list[str]
-    entries: list[tuple[int, int, int, int, int]]
+    changes: Changes
 
 
 class _Owner(Part):
@@ -129,6 +147,8 @@ class View:
         self._gone: list[_Owner] = []
         self._published = False
         self._turn = 0
+        self._told: dict[tuple[str, int, int], tuple[int, Changes]] = {}
+        self._told_until_ms = 0
 
     @property
     def entries_held(self) -> int:
@@ -140,8 +160,8 @@ class View:
     def count(self, id: MetersId, slice: int, sums: Iterable[tuple[str, int]], now_ms: int) -> None:
         """Note what this node has used in a slice: sums (key, amount), in place of those noted before."""
         own, left = self._own, iter(sums)
-        while own.counts(id, slice, now_ms) and (some := list(islice(left, VIEW_PORTION_ENTRIES_MAX))):
-            if self._published or len(own.buckets.get(own.version, ())) + len(some) > VIEW_PORTION_ENTRIES_MAX:
+        while own.counts(id, slice, now_ms) and (some := list(islice(left, VIEW_PORTION_ENTRIES))):
+            if self._published or len(own.buckets.get(own.version, ())) + len(some) > VIEW_PORTION_ENTRIES:
                 own.version += 1
                 self._published = False
             self._entries.put(own, own.version, id, slice, some, bounded=False)
@@ -153,52 +173,49 @@ class View:
         self._own.complete_ms = now_ms
         return {node: owner.known(now_ms) for node, owner in self._owners.items()}
 
-    def delta(self, known: Digest, entries_max: int, now_ms: int) -> list[Portion]:
-        """What a peer that knows `known` lacks, oldest first: at most `entries_max` entries, but at least one portion.
+    def delta(self, known: Digest, now_ms: int) -> Iterator[Portion]:
+        """What a peer that knows `known` lacks, one portion after the other, oldest first.
 
-        Every call begins with another owner, so that a busy one does not keep the others back.
+        Every call begins with another owner, so that a busy one does not keep the others back. Between two portions
+        the caller may do anything else.
         """
-        self._published = True
-        left = max(entries_max, VIEW_PORTION_ENTRIES_MAX)
         self._turn = (self._turn + 1) % len(self._owners)
         nodes = list(self._owners)
-        portions: list[Portion] = []
         for node in nodes[self._turn :] + nodes[: self._turn]:
-            for portion in self._portions(node, known.get(node), now_ms):
-                left -= len(portion.entries)
-                if left < 0:
-                    return portions
-                portions.append(portion)
-        return portions
+            yield from self._portions(node, known.get(node), now_ms)
 
     def _portions(self, node: str, known: Known | None, now_ms: int) -> Iterator[Portion]:
-        owner = self._owners[node]
-        since = known.version if known and known.incarnation == owner.incarnation else 0
-        ahead = known is not None and known[:2] >= (owner.incarnation, owner.version)
-        if ahead or owner.partial:
+        owner = self._owners.get(node)
+        if owner is None or owner.partial or (known is not None and known[:2] >= (owner.incarnation, owner.version)):
             return
-        size = 0
-        versions: list[int] = []
-        for version in owner.newer(since):
-            size += len(owner.buckets[version])
-            if versions and size > VIEW_PORTION_ENTRIES_MAX:
-                yield self._portion(node, since, versions[-1], versions, now_ms)
-                since, size, versions = versions[-1], len(owner.buckets[version]), []
-            versions.append(version)
-        yield self._portion(node, since, owner.version, versions, now_ms)
+        self._published = self._published or owner is self._own
+        since = known.version if known and known.incarnation == owner.incarnation else 0
+        to, left = owner.version, deque(owner.newer(since))
+        while since < to and self._owners.get(node) is owner:
+            asked = node, owner.incarnation, since
+            told = self._told.pop(asked, None) or self._gather(owner, left, to)
+            self._told[asked] = told
+            if len(self._told) > VIEW_TOLD_MAX:
+                del self._told[next(iter(self._told))]
+            end, changes = told
+            yield Portion(node, owner.incarnation, since, end, now_ms + owner.offset_ms, changes)
+            since = end
+            while left and left[0] <= since:
+                left.popleft()
 
-    def _portion(self, node: str, since: int, to: int, versions: list[int], now_ms: int) -> Portion:
-        owner = self._owners[node]
+    def _gather(self, owner: _Owner, left: deque[int], to: int) -> tuple[int, Changes]:
+        """The first of the buckets that are left, as many as a portion takes. Returns up to which version, and what."""
         meters: dict[MetersId, int] = {}
         keys: dict[str, int] = {}
-        entries = []
-        for version in versions:
+        entries: list[tuple[int, int, int, int, int]] = []
+        while left and (not entries or len(entries) + len(owner.buckets.get(left[0], ())) <= VIEW_PORTION_ENTRIES):
+            version = left.popleft()
             for id, slice, key, amount in self._entries.told(owner, version):
                 meters_at = meters.setdefault(id, len(meters))
                 keys_at = keys.setdefault(key, len(keys))
                 entries.append((version, meters_at, slice, keys_at, amount))
-        now_ms += owner.offset_ms
-        return Portion(node, owner.incarnation, since, to, now_ms, list(meters), list(keys), entries)
+        end = left[0] - 1 if left else to
+        return end, Changes(list(meters), list(keys), entries)
 
     def merge(self, digest: Digest, portions: Iterable[Portion], now_ms: int) -> Iterator[int]:
         """Take in what a peer sent that arrived at `now_ms`, with its digest of that moment.
@@ -224,26 +241,27 @@ class View:
             return 0
         owner.offset_ms = portion.now_ms - now_ms
         held = owner.version
-        for (version, meters_at, slice), entries in groupby(portion.entries, _bucket_and_slice):
-            id = portion.meters[meters_at]
+        changes = portion.changes
+        for (version, meters_at, slice), entries in groupby(changes.entries, _bucket_and_slice):
+            id = changes.meters[meters_at]
             if version > held and owner.counts(id, slice, now_ms):
-                sums = [(portion.keys[keys_at], amount) for _, _, _, keys_at, amount in entries]
+                sums = [(changes.keys[keys_at], amount) for _, _, _, keys_at, amount in entries]
                 refused = self._entries.put(owner, version, id, slice, sums, bounded=True)
                 if refused:
                     self.refused += refused
                     owner.partial = True
                     owner.complete_ms = None
         owner.version = portion.version
-        return len(portion.entries)
+        return len(changes.entries)
 
     def _admit(self, portion: Portion, known: Known | None, now_ms: int) -> _Owner | None:
         """Begin with an owner or its next incarnation; None if this is a straggler, or one too many."""
         node = portion.node
         silent = known is None or known.age_ms is None or known.age_ms > VIEW_KEEP_MS // 2
-        if portion.since or (silent and not portion.entries):
+        if portion.since or (silent and not portion.changes.entries):
             return None
         if node not in self._owners and len(self._owners) >= VIEW_NODES_MAX:
-            self.refused += len(portion.entries)
+            self.refused += len(portion.changes.entries)
             return None
         self._dismiss(node)
         owner = self._owners[node] = _Owner(portion.incarnation, now_ms + VIEW_KEEP_MS)
@@ -253,6 +271,9 @@ class View:
 
     def expire(self, now_ms: int, entries_max: int) -> bool:
         """Forget what has run out, at most so many entries. True if there may be more."""
+        if now_ms >= self._told_until_ms:
+            self._told.clear()
+            self._told_until_ms = now_ms + VIEW_TOLD_MS
         left = entries_max
         for owner in self._gone:
             left -= self._entries.expire(owner, _NEVER_MS, left)

@@ -36,6 +36,12 @@ class Packet(_message.Message):
     more: bool
     def __init__(self, sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., protocol_oldest: _Optional[int] = ..., protocol_newest: _Optional[int] = ..., version: _Optional[str] = ..., wall_ms: _Optional[int] = ..., cluster: _Optional[str] = ..., tables: _Optional[_Union[Tables, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[RightsMessage, _Mapping]]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., portions: _Optional[_Iterable[_Union[Portion, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
 
+class WrittenPortions(_message.Message):
+    __slots__ = ("portions",)
+    PORTIONS_FIELD_NUMBER: _ClassVar[int]
+    portions: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, portions: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
 class Tables(_message.Message):
     __slots__ = ("nodes", "meters", "keys")
     NODES_FIELD_NUMBER: _ClassVar[int]
