@@ -116,22 +116,29 @@ class HandingOver(Loans):
     def _hand_over(
         self, meters: SharedMeters, key: str, old: Members, excess: dict[str, list[Excess]], now_ms: int
     ) -> None:
-        """Borrow the excess of one meter from those whose share of it rises, as far as this node's falls."""
+        """Borrow the excess of one meter from those whose share of it rises, as far as this node's falls.
+
+        If `max` was lowered of late, its rises lie elsewhere than those of the earlier one. Others may go by either, so
+        those whose share of the new one rises deduct the excess, too; nobody uses that.
+        """
         meter = (meters.id, key)
-        left = max(-self.spare(meter, now_ms), self._held(meter))
-        if left <= 0:
-            return
+        beyond = max(-self.spare(meter, now_ms), self._held(meter))
+        number, lifetime_ms = self.roster.generation, self._lifetime_ms(meter)
         ceiling = meters.ceiling(key, now_ms)
-        for (giver, taker), part in transfers(ceiling, old, self.roster.members, meter).items():
-            amount = min(left, part)
-            if giver != self.node or taker not in excess or amount <= 0:
-                continue
-            left -= amount
-            loan = self._new_loan()
-            excess[taker].append(Excess(loan, meter, amount))
-            number, lifetime_ms = self.roster.generation, self._lifetime_ms(meter)
-            borrowed = Borrowed(meter, taker, amount, self._read_ms, lifetime_ms, generation=number, accepted=False)
-            self._borrow(loan, borrowed)
+        for top in sorted({ceiling, meters.max_of(key)}, reverse=True):
+            left = beyond
+            for (giver, taker), part in transfers(top, old, self.roster.members, meter).items():
+                amount = min(left, part)
+                if giver != self.node or taker not in excess or amount <= 0:
+                    continue
+                left -= amount
+                loan = self._new_loan()
+                excess[taker].append(Excess(loan, meter, amount))
+                if top == ceiling:
+                    borrowed = Borrowed(
+                        meter, taker, amount, self._read_ms, lifetime_ms, generation=number, accepted=False
+                    )
+                    self._borrow(loan, borrowed)
 
     def _on_handover(self, source: str, handover: Handover, now_ms: int) -> Ready:
         number = handover.generation
