@@ -34,7 +34,6 @@ bench: $(READY) ## measure the agent beside a C echo server, postfwd and policyd
 RUNS ?= 3
 cluster-test: $(READY) ## real clusters while their network is cut and their nodes die, a quarter of an hour: as root
 	@tests/packages.sh
-	$(BIN)/pytest -n 2 -m long tests/cluster
 	$(BIN)/python -m tests.cluster --seeds $(RUNS)
 
 SEEDS ?= 0:10000

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from .cluster import Cluster
 from .stories import USERS, put_limit, sending, until
-
-pytestmark = pytest.mark.long
 
 MAX = 60
 

@@ -14,8 +14,6 @@ from .cluster import Cluster
 from .network import cut
 from .stories import RECOVERY_S_MAX, USERS, WINDOW_S, everywhere, health, mail_goes_on, put_limit, sending, until
 
-pytestmark = pytest.mark.long
-
 NODES = ["mx1", "mx2", "mx3"]
 
 

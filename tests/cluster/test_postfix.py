@@ -18,8 +18,6 @@ from .conftest import make_workspace
 from .network import cut
 from .stories import RECOVERY_S_MAX, until
 
-pytestmark = pytest.mark.long
-
 NODES = ["mx1", "mx2", "mx3"]
 MAX = 100
 USABLE_S_MAX = 15.0

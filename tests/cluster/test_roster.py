@@ -6,12 +6,8 @@ import shutil
 import time
 from pathlib import Path
 
-import pytest
-
 from .cluster import Cluster
 from .stories import WINDOW_S, longest_s, mail_goes_on, put_limit, sending, until
-
-pytestmark = pytest.mark.long
 
 NODES = ["mx1", "mx2", "mx3"]
 ANSWER_S_MAX = 1.0
