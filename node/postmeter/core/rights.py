@@ -146,7 +146,9 @@ class Rights(Lending, Borrowing, HandingOver):
         self._now_ms = now_ms
         for meters in self._meters():
             meters.tidy()
-        if len(self.roster.generations) > 1 or self.roster.unclean_ms is not None or self._before:
+        roster = self.roster
+        changing = len(roster.generations) > 2 or roster.unclean_ms is not None or self._before
+        if changing or any(len(meters.opens) > 1 for meters in self._meters()):
             self._let_go(now_ms)
         ready = Ready()
         if now_ms >= self._repeat_ms:
