@@ -183,6 +183,19 @@ class _Chaos:
         value = max(1, max_first + random.choice((-5, -1, 0, 1, 5, max_first, -max_first // 2)))
         return [Step(0, "max", (name, str(value)))]
 
+    def override(self) -> Faults:
+        """One key has another max, the same as the others again, or soon."""
+        random = self.random
+        name, attribute, _, max_first = random.choice(self.setting.limits)
+        user = random.choice(self.users)
+        key = user if attribute == "sasl_username" else user.partition("@")[2]
+        value = max(0, max_first + random.choice((-5, -1, 1, 5, max_first, -max_first // 2)))
+        words = (str(value), str(value), str(value), "none", "none", "0", "unlimited")
+        steps: Faults = [Step(0, "override", (name, key, random.choice(words)))]
+        if random.random() < 0.5:
+            steps.append(self.later(Step(0, "override", (name, key, random.choice(words))), self.span_ms()))
+        return steps
+
     def alone(self) -> Faults:
         return [Step(0, "alone", (self.name(), self.random.choice("01")))]
 
@@ -207,7 +220,7 @@ Faults = list[Step | tuple[int, Step]]
 _LOANS = [_Chaos.cut_off, _Chaos.cut_off, _Chaos.cut, _Chaos.heal, _Chaos.pause, _Chaos.net, _Chaos.quiet]
 _CRASHES = [_Chaos.crash, _Chaos.crash_busy, _Chaos.crash_lender, _Chaos.stop, _Chaos.idle, _Chaos.start]
 _ROSTER = [_Chaos.join, _Chaos.drain, _Chaos.remove]
-_REST = [_Chaos.change, _Chaos.alone, _Chaos.backup]
+_REST = [_Chaos.change, _Chaos.override, _Chaos.override, _Chaos.alone, _Chaos.backup]
 _THEMES = [
     [*_LOANS, _Chaos.alone],
     _CRASHES,
@@ -215,8 +228,8 @@ _THEMES = [
     [*_ROSTER, *_LOANS],
     [*_ROSTER, *_CRASHES],
     [*_ROSTER, _Chaos.crash_busy, _Chaos.crash_lender],
-    [*_ROSTER, _Chaos.change, _Chaos.change, _Chaos.cut_off],
-    [_Chaos.change, _Chaos.cut_off, _Chaos.crash],
+    [*_ROSTER, _Chaos.change, _Chaos.override, _Chaos.override, _Chaos.cut_off],
+    [_Chaos.change, _Chaos.override, _Chaos.cut_off, _Chaos.crash],
     [*_LOANS, *_CRASHES, *_ROSTER, *_REST],
     [*_LOANS, *_CRASHES, *_ROSTER, *_REST, *_REST],
 ]

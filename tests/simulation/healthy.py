@@ -69,7 +69,7 @@ class HealthyWorld(World):
         meters = [(self.ideal.open(id), key) for id, key in self.meters_of(user)]
         for each, key in meters:
             each.advance(now_ms)
-            if each.usage(each.keys.row(key), now_ms) + amount > self.max[each.id.limit]:
+            if each.usage(each.keys.row(key), now_ms) + amount > self.allowed.max_of((each.id, key)):
                 return
         for each, key in meters:
             each.charge(each.keys.open(key), key, amount)
@@ -92,7 +92,7 @@ class HealthyWorld(World):
         window_ms = meter[0].window_ms
         counts_ms = window_ms * (1 + 1 / 60 + 3 * self.terms.drift_ppm / 1e6) + 3
         used = sum(amount for at_ms, amount in self.history.get(meter, ()) if at_ms > since_ms - counts_ms)
-        return self.max[meter[0].limit] - used
+        return self.allowed.max_of(meter) - used
 
     @property
     def history(self) -> dict[Meter, list[tuple[float, int]]]:

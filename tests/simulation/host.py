@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from postmeter.core.effects import Answer, Message, Meter, Place, Ready, Record, Return, Standing
 from postmeter.core.handover import STANDING
 from postmeter.core.identity import Identity
-from postmeter.core.limits import Key, KeyPart, Limit
+from postmeter.core.invariants import Watch
 from postmeter.core.meters import MetersId
 from postmeter.core.policy import Policy, Repeats
 from postmeter.core.request import Parser, Request
 from postmeter.core.rights import Rights
 from postmeter.core.roster import Roster
 from postmeter.core.shared import SharedLedger, SharedMeters
+from tests.simulation.allowed import Allowed
 from tests.simulation.gossip import Exchange, Gossip, Turn
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Disk:
 
     incarnation: int
     records: dict[Place, Record]
-    max: dict[str, int]
+    allowed: Allowed
     usage: dict[MetersId, dict[tuple[int, str], int]] = field(default_factory=dict)
     tolls_ms: list[int] = field(default_factory=list)
     clean: bool = True
@@ -52,14 +53,6 @@ class Waiting:
     amount: int
     until_ms: float
     asked_ms: float
-
-
-def limits_of(world: World, max: dict[str, int]) -> list[Limit]:
-    """The limits of a world with these values of `max`."""
-    return [
-        Limit(name, Key((KeyPart(attribute),)), "recipients", {window_ms: max[name]}, text="-")
-        for name, (attribute, window_ms) in world.limits.items()
-    ]
 
 
 _parser = Parser()
@@ -86,9 +79,11 @@ class Host:
         self.fuse = -1
         self.next_tick_ms = 0.0
         self.waiting: list[Waiting] = []
-        self.disk = Disk(0, {STANDING: roster.standing()}, dict(world.max))
+        self.disk = Disk(0, {STANDING: roster.standing()}, world.allowed.copy())
         self.backup: Disk | None = None
         self.rights: Rights
+        self.watch: Watch
+        self.tended_ms = 0
         self.ledger: SharedLedger
         self.policy: Policy
         self.gossip: Gossip | None = None
@@ -108,11 +103,13 @@ class Host:
             return
         now_ms = self.now_ms()
         self.disk.incarnation += 1
+        self.tended_ms = 0
         standing = self.disk.records[STANDING]
         assert isinstance(standing, Standing)
         self.ledger = SharedLedger(Roster.restore(standing), self.world.terms)
         self.ledger.tolls_ms = [at_ms for at_ms in self.disk.tolls_ms if now_ms - at_ms < 2 * self.world.window_ms_max]
         self.rights = self.world.make_rights(self.ledger, self.disk.incarnation, self.disk.records, self.disk.alive_ms)
+        self.watch = Watch(self.rights)
         for id, usage in self.disk.usage.items():
             meters = self.ledger.restore(id)
             oldest = meters.oldest(now_ms)
@@ -122,7 +119,7 @@ class Host:
         self.up = True
         self.fuse = -1
         self.waiting.clear()
-        self._set_limits(now_ms)
+        self._set_limits(self.disk.allowed, now_ms)
         self._do(self.rights.start(now_ms, self.disk.clean))
         self.next_tick_ms = self.world.t_ms
         self.follow()
@@ -136,13 +133,13 @@ class Host:
         """What the disk says."""
         return Identity(self.name, self.disk.incarnation, self.disk.alive_ms, "")
 
-    def _set_limits(self, now_ms: int) -> None:
-        self.policy = Policy(limits_of(self.world, self.disk.max), self.ledger, "end-of-message", Repeats())
-        self.policy.apply_overrides(0)
-        for meters in self.ledger.meters.values():
-            assert isinstance(meters, SharedMeters)
-            meters.overdraft = self.world.overdraft
-            meters.refresh(now_ms)
+    def _set_limits(self, allowed: Allowed, now_ms: int) -> None:
+        limits = allowed.limits(self.world.limits, self.world.overdraft)
+        self.policy = Policy(limits, self.ledger, "end-of-message", Repeats())
+        self.policy.apply_overrides(0, partial(self._changing, now_ms))
+
+    def _changing(self, now_ms: int, id: MetersId) -> None:
+        self._do(self.rights.change(id, now_ms))
 
     def crash(self) -> None:
         """Everything that is not on the disk is gone."""
@@ -172,6 +169,7 @@ class Host:
             self._do(self.rights.replenish(meters, rows, now_ms))
         self.ledger.expire(now_ms, 500)
         self._do(self.rights.tend(now_ms))
+        self.tended_ms = now_ms
         if self.gossip is not None:
             self.gossip.tend()
         self.waiting = [waiting for waiting in self.waiting if not self._gives_up(waiting)]
@@ -191,14 +189,20 @@ class Host:
         world, now_ms = self.world, self.now_ms()
         world.registered[self.name] = self.identity()
         self.peers = {*world.members} - {self.name, *world.stopped}
-        if self.disk.max != world.max:
-            for id in list(self.ledger.meters):
-                if self.disk.max[id.limit] != world.max[id.limit]:
-                    self._do(self.rights.change(id, now_ms))
-            world.leaves_behind(self.disk.max)
-            self.disk.max = dict(world.max)
-            self._set_limits(now_ms)
+        if self.disk.allowed != world.allowed:
+            self._follow_limits(world.allowed.copy(), now_ms)
         self._do(self.rights.follow(world.generations, world.stopped, now_ms))
+
+    def _follow_limits(self, allowed: Allowed, now_ms: int) -> None:
+        """As an agent does: overrides that change alone are put into the meters one by one."""
+        before = self.disk.allowed
+        if allowed.max != before.max:
+            self._set_limits(allowed, now_ms)
+        else:
+            changes = allowed.overrides_since(before, self.world.limits)
+            self.policy.change_overrides(changes, partial(self._changing, now_ms))
+        self.world.leaves_behind(before)
+        self.disk.allowed = allowed
 
     def hear(self, source: str, message: Message | Exchange | Turn) -> None:
         """A message arrives."""
@@ -334,6 +338,17 @@ class Host:
             if not self.up:
                 self.disk = kept
 
-    def meter_is_idle(self, meter: Meter) -> bool:
-        """Whether nothing at all is kept of a meter."""
-        return meter not in self.rights.books and self.ledger.keys(meter[0].key).row(meter[1]) is None
+    def has_rights(self, meter: Meter) -> bool:
+        """Whether usage is within the allowance, as a closer look shows: a decision compares one column."""
+        meters, now_ms = self.ledger.shared(meter[0]), self.now_ms()
+        assert meters is not None
+        return meters.usage(meters.row_of(meter[1]), now_ms) <= meters.allowance(meter[1], now_ms)
+
+    def check(self) -> None:
+        """Nothing contradicts itself, in memory and on the disk."""
+        self.watch.check(self.tended_ms)
+        records, owed = self.disk.records, self.rights.owed
+        lent = {id: lent for book in self.rights.books.values() for id, lent in book.lent.items()}
+        assert lent.items() <= records.items(), f"{self.name}: what is lent is not on the disk"
+        assert owed.items() <= records.items(), f"{self.name}: what is owed is not on the disk"
+        assert len(records) <= 1 + len(lent) + len(owed) + len(self.ledger.meters), f"{self.name}: the disk keeps more"

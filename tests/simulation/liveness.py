@@ -152,7 +152,7 @@ def forget_all(world: World) -> str:
 def use_all(world: World) -> str:
     """One node can use the whole `max` at once."""
     name, user = world.members[0], "zoe@z"
-    most = min(world.max.values())
+    most = min(world.allowed.max.values())
     for _ in range(most):
         before = world.totals["admitted"]
         play(world, Step(0, "send", (name, user, "1")))

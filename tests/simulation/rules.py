@@ -274,7 +274,7 @@ RULES: dict[str, Rule] = {
     ),
     "unconfirmed nodes stop spending": _rule(
         "after a start, without the roster, nothing is spent one lifetime after the last sign of life",
-        (Rights, "_spend_until_ms", _spend_for_ever),
+        (Rights, "spend_until_ms", _spend_for_ever),
     ),
     "unconfirmed nodes do not lend": _rule("... and nothing is lent", (Rights, "_on_ask", _lend_unconfirmed)),
     "removed nodes admit nothing": _rule(

@@ -16,6 +16,7 @@ limit user sasl_username window=2000 max=7
 +0 drain n1                 n1 is taken out of the roster, and runs on
 +0 remove n1                n1 is down; the operator declares it stopped for good
 +0 max user 12              the limit is changed
++0 override user alice@a 9  another max for one key: 0, 9, unlimited; `none`: as others have it again
 +0 alone n1 1               n1 believes that it is cut off (overdraft), or (0) not
 +0 backup n1                a copy of n1's disk
 +0 restore n1               n1, which is down, is started from the copy
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from postmeter.core.meters import UNLIMITED
 from tests.simulation.world import Broken, Setting, World
 
 
@@ -70,6 +72,9 @@ def run(
     return Outcome("", world, len(steps))
 
 
+_OVERRIDES = {"unlimited": UNLIMITED, "none": None}
+
+
 def play(world: World, step: Step) -> None:
     """Do one thing. What makes no sense now (to crash a node that is down) does nothing."""
     what, args = step.what, step.args
@@ -82,7 +87,9 @@ def play(world: World, step: Step) -> None:
     elif what == "join":
         world.join(args[0])
     elif what == "max":
-        world.max[args[0]] = int(args[1])
+        world.allowed.max[args[0]] = int(args[1])
+    elif what == "override":
+        world.allowed.override(args[0], args[1], _OVERRIDES[args[2]] if args[2] in _OVERRIDES else int(args[2]))
     elif what != "wait" and args[0] in world.hosts:
         _play_on_host(world, what, args)
 

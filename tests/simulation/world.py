@@ -14,13 +14,17 @@ from typing import NamedTuple
 
 from postmeter.core.effects import Message, Meter, Place, Record, Send
 from postmeter.core.identity import Identity, refusal
-from postmeter.core.invariants import check_cluster, check_node
+from postmeter.core.invariants import check_cluster
 from postmeter.core.meters import MetersId
 from postmeter.core.rights import Rights
 from postmeter.core.roster import Members, Roster
 from postmeter.core.shared import SharedLedger, Terms
+from tests.simulation.allowed import Allowed
 from tests.simulation.gossip import Exchange, Turn
 from tests.simulation.host import Host
+
+THOROUGH_EVERY = 10
+"""So many checks after one another look at what was charged; then one looks at everything."""
 
 
 class Broken(AssertionError):  # noqa: N818 - it is what the simulator looks for
@@ -58,7 +62,7 @@ class World:
         self.t_ms = 0.0
         self.story = story
         self.limits = {name: (attribute, window_ms) for name, attribute, window_ms, _ in setting.limits}
-        self.max = {name: max for name, _, _, max in setting.limits}
+        self.allowed = Allowed({name: max for name, _, _, max in setting.limits})
         self.window_ms_max = max(window_ms for _, window_ms in self.limits.values())
         self.terms = Terms(setting.lifetime_ms, setting.drift_ppm, 5, 1 << 20, max(250, setting.lifetime_ms // 4))
         self.overdraft, self.tick_ms = setting.overdraft, setting.tick_ms
@@ -79,10 +83,11 @@ class World:
         self.counts: dict[Meter, deque[tuple[float, int]]] = {}
         self.sums: Counter[Meter] = Counter()
         self.near = self.full = False
-        self._earlier: list[tuple[str, int, float]] = []
+        self._earlier: list[tuple[str, Allowed, float]] = []
         self.totals: Counter[str] = Counter()
         self._meters: dict[str, list[Meter]] = {}
         self._touched: set[Meter] = set()
+        self._checks = 0
         self.acted: set[Host] = set()
         self.hosts: dict[str, Host] = {}
         for name in names:
@@ -250,6 +255,7 @@ class World:
         self.totals["admitted"] += 1
         self.note(f"  {host.name} admits {user} {amount}")
         for meter in self.meters_of(user):
+            assert host.has_rights(meter), f"{host.name} admits {meter[1]} beyond its allowance"
             self._touched.add(meter)
             self._count(meter, amount)
 
@@ -258,19 +264,18 @@ class World:
         self.totals["refused"] += 1
         self.note(f"  {host.name} refuses {user} {amount}")
 
-    def leaves_behind(self, max: dict[str, int]) -> None:
+    def leaves_behind(self, allowed: Allowed) -> None:
         """A node changes to other limits: what it admitted and lent by the old ones stays for a while."""
-        for name, value in max.items():
-            if value != self.max[name]:
-                wait_ms = self.terms.longest_wait_ms(self.limits[name][1])
-                self._earlier.append((name, value, self.t_ms + wait_ms * (1 + 2 * self.terms.drift_ppm / 1e6)))
+        for name, (_, window_ms) in self.limits.items():
+            wait_ms = self.terms.longest_wait_ms(window_ms)
+            self._earlier.append((name, allowed, self.t_ms + wait_ms * (1 + 2 * self.terms.drift_ppm / 1e6)))
 
-    def cap(self, name: str) -> int:
+    def cap(self, meter: Meter) -> int:
         """The largest `max` in force: at any node, or by which something may have been admitted within the window."""
         self._earlier = [earlier for earlier in self._earlier if earlier[2] > self.t_ms]
-        values = [earlier[1] for earlier in self._earlier if earlier[0] == name]
-        values += [host.disk.max[name] for host in self.hosts.values() if host.name not in self.stopped]
-        return int(max([self.max[name], *values]) * (1 + self.overdraft))
+        values = [allowed.max_of(meter) for name, allowed, _ in self._earlier if name == meter[0].limit]
+        values += [host.disk.allowed.max_of(meter) for host in self.hosts.values() if host.name not in self.stopped]
+        return int(max([self.allowed.max_of(meter), *values]) * (1 + self.overdraft))
 
     def _count(self, meter: Meter, amount: int) -> None:
         """Raise Broken if the window that ends now has more than its cap."""
@@ -279,22 +284,31 @@ class World:
         self.sums[meter] += amount
         while window[0][0] <= self.t_ms - meter[0].window_ms:
             self.sums[meter] -= window.popleft()[1]
-        used, cap = self.sums[meter], self.cap(meter[0].limit)
+        used, cap, now_max = self.sums[meter], self.cap(meter), self.allowed.max_of(meter)
         if used > cap:
             raise Broken(f"{meter[0].limit} / {meter[1]}: {used} admitted within a window, the cap is {cap}")
-        self.near |= 10 * used >= 9 * self.max[meter[0].limit]
-        self.full |= used == self.max[meter[0].limit]
+        self.near |= 10 * used >= 9 * now_max > 0
+        self.full |= used == now_max
 
     def check(self) -> None:
-        """Raise AssertionError if two nodes have the same right on a meter that was charged since the last check."""
+        """Raise AssertionError if two nodes have the same right on a meter that was charged since the last check.
+
+        Now and then, because that takes longer: all meters, and the nodes, each for itself.
+        """
         if not self.acted:
             return
+        self._checks += 1
+        thorough = not self._checks % THOROUGH_EVERY
         nodes = {host.name: (host.rights, host.now_ms()) for host in self.hosts.values() if host.up}
-        check_cluster(nodes, self._touched, {meter: self.cap(meter[0].limit) for meter in self._touched})
+        if thorough:
+            self._touched.update(*(host.rights.books for host in self.hosts.values() if host.up))
+        check_cluster(nodes, self._touched, {meter: self.cap(meter) for meter in self._touched})
         self._touched.clear()
+        if not thorough:
+            return
         for host in self.acted:
             if host.up:
-                check_node(host.rights)
+                host.check()
         self.acted.clear()
 
     def note(self, line: str) -> None:

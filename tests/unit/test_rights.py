@@ -9,7 +9,7 @@ from pathlib import Path
 import postmeter.core.rights
 from postmeter.core.effects import Answer, Ask, LoanId, Ready, Return, Returned, Send
 from postmeter.core.identity import Identity, is_impostor, refusal
-from postmeter.core.invariants import check_node
+from postmeter.core.invariants import Watch
 from postmeter.core.meters import MetersId
 from postmeter.core.rights import Rights
 from postmeter.core.roster import Roster
@@ -119,7 +119,7 @@ def test_idle_meter_leaves_nothing_behind() -> None:
     borrower.receive("b", thanks.message, later_ms)
     for rights, meters in ((borrower, theirs), (lender, ours)):
         rights.tend(later_ms)
-        check_node(rights)
+        Watch(rights).check()
         assert [] == [*rights.books, *meters.keys.rows, *meters.moved]
 
 
@@ -150,7 +150,7 @@ def test_loan_that_is_over_covers_what_was_admitted_by_it() -> None:
     freed_ms = meters.freed_ms(NOW_MS // meters.slice_ms)
     assert 0 == borrower.spare(METER, freed_ms - 1)
     assert 5 == borrower.spare(METER, freed_ms)
-    check_node(borrower)
+    Watch(borrower).check()
 
 
 def test_loans_that_are_over_become_part_of_the_next_one() -> None:
@@ -175,7 +175,7 @@ def test_loans_that_are_over_become_part_of_the_next_one() -> None:
     assert [send.message.loan] == list(borrower.books[METER].borrowed) == list(lender.books[METER].lent)
     assert (5, 5) == (borrower.books[METER].borrowed_sum, lender.books[METER].lent_sum)
     for rights in (borrower, lender):
-        check_node(rights)
+        Watch(rights).check()
 
 
 def test_question_is_for_what_is_needed_even_if_others_seem_to_have_all() -> None:

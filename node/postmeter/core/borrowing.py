@@ -235,7 +235,7 @@ class Borrowing(Loans):
         if over:
             book.pause_until_ms = 0
         for id, loan in list(book.borrowed.items()):
-            if self._gone_ms(loan) <= now_ms:
+            if self.gone_ms(loan) <= now_ms:
                 self._drop_borrowed(id, loan)
             elif loan.acknowledged < loan.returned and id not in over:
                 ready.send.append(Send(loan.lender, Return(id, loan.returned)))

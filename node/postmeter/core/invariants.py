@@ -1,72 +1,152 @@
-"""What must always be true of rights, in one place. The simulator asks after every step, an agent now and then.
+"""What must always be true of rights, in one place. The simulator asks after every step.
 
-    check_node      one node: its books, its columns and its bounds
-    check_cluster   several nodes at one moment: nothing is spent by two of them
+    Watch           one node while it runs: its books, its columns, its bounds; what only grows, has grown
+    check_cluster   several nodes at one moment: nothing is spent by two of them, nobody writes a foreign cell
 
-Both raise AssertionError and say what is wrong.
+Both raise AssertionError and say what is wrong. They look only: time does not go on by that, and no loan ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-from postmeter.core.effects import Meter
-from postmeter.core.loans import Borrowed
+from postmeter.core.effects import LoanId, Meter
+from postmeter.core.loans import Book, Borrowed
+from postmeter.core.meters import UNLIMITED
 from postmeter.core.rights import Rights
+from postmeter.core.shared import NEVER_MS, SharedMeters
 from postmeter.defaults import BOOKS_MAX, LOANS_MAX, QUESTIONS_MAX
 
 
-def check_node(rights: Rights) -> None:
-    """The rights of one node do not contradict each other, and nothing grows without bound."""
-    rights.roster.check_invariants()
-    loans = 0
-    for (id, key), book in rights.books.items():
-        total = 0
-        for loan_id, lent in book.lent.items():
-            assert 0 < lent.left <= lent.amount, f"{key}: a loan of nothing"
-            assert loan_id.borrower != rights.node, f"{key}: lent to itself"
-            total += lent.left
-        for loan_id, loan in book.borrowed.items():
-            assert 0 <= loan.acknowledged <= loan.returned <= loan.amount, f"{key}: returned more than was lent"
-            assert loan_id.borrower == rights.node != loan.lender, f"{key}: somebody else's loan"
-            total -= loan.left if loan.covers is None else 0
-        meters = rights.ledger.shared(id)
-        if meters is not None:
-            row = meters.row_of(key)
-            moved = 0 if row is None else meters.moved.get(row, 0) + meters.covered(row)
-            assert moved == total, f"{key}: the column says {moved}, the book {total}"
-        loans += len(book.lent) + len(book.borrowed)
-    assert loans == rights.loans_count, "every loan lies in one book"
-    assert len(rights.books) <= BOOKS_MAX, "books are bounded"
-    assert loans <= LOANS_MAX, "loans are bounded"
-    assert len(rights.questions) <= QUESTIONS_MAX + len(rights.roster.members), "questions are bounded"
-    assert all(node not in rights.roster.stopped for node, _ in rights.owed), "a stopped node is to take over something"
+class Excess(NamedTuple):
+    """What is used beyond what may be, when the base, less the toll, was this and these loans were known.
+
+    It grows when the base falls; and when loans that are over were to become part of one whose answer was lost.
+    """
+
+    base: int
+    amount: int
+    borrowed: set[LoanId]
+
+
+class Watch:
+    """Looks at one node, and remembers what it saw until the next look."""
+
+    def __init__(self, rights: Rights) -> None:
+        self.rights = rights
+        self._returned: dict[LoanId, int] = {}
+        self._handed: dict[str, int] = {}
+        self._generation = -1
+        self._excess: dict[Meter, Excess] = {}
+
+    def check(self, tended_ms: int = 0) -> None:
+        """The node does not contradict itself. `tended_ms`: when it was last tended; what was over then is gone."""
+        rights = self.rights
+        rights.roster.check_invariants()
+        returned: dict[LoanId, int] = {}
+        excess: dict[Meter, Excess] = {}
+        for meter, book in rights.books.items():
+            _check_book(rights, meter, book, tended_ms)
+            returned |= {id: lent.returned for id, lent in book.lent.items()}
+            returned |= {id: loan.returned for id, loan in book.borrowed.items()}
+            meters = rights.ledger.shared(meter[0])
+            more = _excess(meters, meter[1], book) if meters is not None else None
+            if more is not None:
+                excess[meter] = more
+        loans = sum(len(book.lent) + len(book.borrowed) for book in rights.books.values())
+        assert loans == len(returned) == rights.loans_count, "every loan lies in one book"
+        assert len(rights.books) <= BOOKS_MAX, "books are bounded"
+        assert loans <= LOANS_MAX, "loans are bounded"
+        assert len(rights.questions) <= QUESTIONS_MAX + len(rights.roster.members), "questions are bounded"
+        assert all(question.until_ms > tended_ms for question in rights.questions.values()), "an old question is open"
+        assert all(node not in rights.roster.stopped for node, _ in rights.owed), "owed to a stopped node"
+        for id, amount in returned.items():
+            assert self._returned.get(id, 0) <= amount, f"{id}: less is returned than before"
+        if not self._roster_has_changed():
+            for meter, now in excess.items():
+                before = self._excess.get(meter, now)
+                excused = now.base < before.base or not before.borrowed <= now.borrowed
+                assert excused or now.amount <= max(0, before.amount), f"{meter[1]}: {now.amount} used without rights"
+        self._returned, self._excess = returned, excess
+
+    def _roster_has_changed(self) -> bool:
+        """Whether this node, or another one, has handed over since; neither takes anything back."""
+        roster, generation, handed = self.rights.roster, self._generation, self._handed
+        assert generation <= roster.generation, "an older generation was adopted"
+        for node, number in handed.items():
+            assert number <= roster.handed.get(node, -1), f"{node} has taken a handover back"
+        self._generation, self._handed = roster.generation, dict(roster.handed)
+        return (generation, handed) != (self._generation, self._handed)
+
+
+def _check_book(rights: Rights, meter: Meter, book: Book, tended_ms: int) -> None:
+    key = meter[1]
+    assert book.due_ms < NEVER_MS, f"{key}: nobody looks after it any more"
+    for id, lent in book.lent.items():
+        assert 0 < lent.left <= lent.amount, f"{key}: a loan of nothing"
+        assert id.borrower != rights.node, f"{key}: lent to itself"
+        assert lent.back_ms > tended_ms, f"{key}: what is back counts as lent"
+    for id, loan in book.borrowed.items():
+        assert 0 <= loan.acknowledged <= loan.returned <= loan.amount, f"{key}: returned more than was lent"
+        assert id.borrower == rights.node != loan.lender, f"{key}: somebody else's loan"
+        assert rights.gone_ms(loan) + loan.lifetime_ms > tended_ms, f"{key}: a loan is kept that the lender has back"
+    meters = rights.ledger.shared(meter[0])
+    if meters is not None:
+        row = meters.row_of(key)
+        moved, total = 0, book.lent_sum - book.living_sum
+        if row is not None:
+            moved = meters.moved.get(row, 0) + meters.covered(row)
+        assert moved == total, f"{key}: the column says {moved}, the book {total}"
+
+
+def _excess(meters: SharedMeters, key: str, book: Book) -> Excess | None:
+    """What is used without rights to it; None where that may be, because a handover plays a part or an overdraft."""
+    row, base = meters.row_of(key), meters.base(key) - meters.toll(key)
+    if meters.overdraft or book.lent_sum > base or any(loan.generation >= 0 for loan in book.borrowed.values()):
+        return None
+    if row is None:
+        return Excess(base, 0, set(book.borrowed))
+    meters.settle(row)
+    return Excess(base, meters.used[row] - base, set(book.borrowed))
 
 
 def check_cluster(nodes: Mapping[str, tuple[Rights, int]], meters: Iterable[Meter], max: Mapping[Meter, int]) -> None:
     """`nodes` are rights and the time on their clock; `max` is the largest one in force for a meter anywhere."""
     for meter in meters:
-        bases = {name: _base(rights, meter, now_ms) for name, (rights, now_ms) in nodes.items()}
-        assert sum(bases.values()) <= max[meter], f"{meter[1]}: the base shares {bases} sum to more than {max[meter]}"
+        usable = {name: _usable(rights, meter, now_ms) for name, (rights, now_ms) in nodes.items()}
+        assert sum(usable.values()) <= max[meter] or max[meter] >= UNLIMITED, (
+            f"{meter[1]}: the rights {usable} sum to more than {max[meter]}"
+        )
         for name, (rights, now_ms) in nodes.items():
             book = rights.books.get(meter)
-            for loan_id, loan in book.borrowed.items() if book is not None else ():
-                lender = nodes.get(loan.lender)
-                if lender is None or not loan.left or not loan.accepted or loan.until_ms <= now_ms:
-                    continue
-                theirs = lender[0].books.get(meter)
-                lent = theirs.lent.get(loan_id) if theirs is not None else None
-                assert lent is not None, f"{meter[1]}: {name} spends a loan that {loan.lender} does not know of"
-                assert _fits(loan, lent.left), f"{meter[1]}: {loan.lender} took back what {name} still has"
+            for id, loan in book.borrowed.items() if book is not None else ():
+                if loan.lender in nodes:
+                    _check_loan(name, id, loan, nodes[loan.lender][0], now_ms)
 
 
-def _base(rights: Rights, meter: Meter, now_ms: int) -> int:
-    meters = rights.ledger.shared(meter[0])
-    if meters is None or not meters.spends:
+def _usable(rights: Rights, meter: Meter, now_ms: int) -> int:
+    """What the node may use by now, if it is not used yet: its base that is not lent, and loans that live."""
+    meters, book = rights.ledger.shared(meter[0]), rights.books.get(meter)
+    if meters is None or not meters.spends or _is_suspended(rights, meters, now_ms):
         return 0
-    meters.advance(now_ms)
-    return meters.base(meter[1])
+    usable = meters.base(meter[1])
+    if book is not None:
+        usable -= book.lent_sum
+        usable += sum(loan.left for loan in book.borrowed.values() if loan.until_ms > now_ms)
+    return max(0, usable)
 
 
-def _fits(loan: Borrowed, left: int) -> bool:
-    return loan.left <= left
+def _is_suspended(rights: Rights, meters: SharedMeters, now_ms: int) -> bool:
+    return not rights.confirmed and now_ms >= rights.spend_until_ms(meters)
+
+
+def _check_loan(name: str, id: LoanId, loan: Borrowed, lender: Rights, now_ms: int) -> None:
+    key, theirs = loan.meter[1], lender.books.get(loan.meter)
+    lent = theirs.lent.get(id) if theirs is not None else None
+    if lent is None:
+        over = not loan.left or not loan.accepted or loan.until_ms <= now_ms
+        assert over, f"{key}: {name} spends a loan that {loan.lender} does not know of"
+        return
+    assert lent.amount == loan.amount, f"{key}: {name} has changed what {loan.lender} lent"
+    assert loan.acknowledged <= lent.returned <= loan.returned, f"{key}: {loan.lender} took back what {name} still has"

@@ -7,7 +7,7 @@
 The life of a loan, by the borrower's clock from when it asked: until `until_ms` the rights can be used like the node's
 own. Then nothing more may be admitted by them. What was admitted by them still counts, and the lender waits for that:
 so the loan *covers* it, slice by slice, until it has left the window, and nobody needs to say anything. What the loan
-does not cover any more is given back when somebody wants it. The borrower forgets the loan at `_gone_ms`, when the
+does not cover any more is given back when somebody wants it. The borrower forgets the loan at `gone_ms`, when the
 lender has it back in any case.
 
 lending.py, borrowing.py and handover.py are what nodes do with this; rights.py has all of it in one object.
@@ -309,7 +309,7 @@ class Loans:
     def _lifetime_ms(self, meter: Meter) -> int:
         return self.terms.lifetime_ms(meter[0].window_ms)
 
-    def _gone_ms(self, loan: Borrowed) -> int:
+    def gone_ms(self, loan: Borrowed) -> int:
         """When the lender has it back for certain, whatever the two clocks do."""
         wait_ms = self.terms.wait_ms(loan.meter[0].window_ms, loan.lifetime_ms)
         return loan.asked_ms + wait_ms + 2 * self.terms.stretch_ms(wait_ms) + self.terms.margin_ms
@@ -317,7 +317,7 @@ class Loans:
     def _look_ms(self, loan: Borrowed, now_ms: int) -> int:
         """When to look at a loan. The same moments for all that are alike, so that what is due goes in one message."""
         if loan.covers is not None and loan.acknowledged == loan.returned:
-            return self._gone_ms(loan)
+            return self.gone_ms(loan)
         lifetime_ms = loan.lifetime_ms if loan.covers is None else self._lifetime_ms(loan.meter)
         every_ms = max(1, lifetime_ms // LOAN_LOOKS)
         return (max(now_ms, loan.until_ms) // every_ms + 1) * every_ms

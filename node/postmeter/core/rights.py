@@ -90,7 +90,7 @@ class Rights(Lending, Borrowing, HandingOver):
         """Meters come into being: tell them what is lent and borrowed on them."""
         meters.wake = self._wake
         if not self.confirmed:
-            meters.wake_at(self._spend_until_ms(meters))
+            meters.wake_at(self.spend_until_ms(meters))
         if meters.id in self._before:
             meters.before.append(self._before[meters.id])
         for (id, key), book in self.books.items():
@@ -131,13 +131,13 @@ class Rights(Lending, Borrowing, HandingOver):
         wakes_ms = ends[0][0] if ends else NEVER_MS
         if self.confirmed or meters.suspended:
             return wakes_ms
-        if now_ms >= self._spend_until_ms(meters):
+        if now_ms >= self.spend_until_ms(meters):
             meters.suspended = True
             meters.refresh(now_ms)
             return wakes_ms
-        return min(wakes_ms, self._spend_until_ms(meters))
+        return min(wakes_ms, self.spend_until_ms(meters))
 
-    def _spend_until_ms(self, meters: SharedMeters) -> int:
+    def spend_until_ms(self, meters: SharedMeters) -> int:
         """Without a look at the roster a node spends no longer than a loan would have lived: it may be removed."""
         return self._alive_ms + self.terms.lifetime_ms(meters.id.window_ms)
 
