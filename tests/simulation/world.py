@@ -15,7 +15,7 @@ from typing import NamedTuple
 from postmeter.core.effects import Message, Meter, Place, Record, Send
 from postmeter.core.identity import Identity, refusal
 from postmeter.core.invariants import check_cluster
-from postmeter.core.meters import MetersId
+from postmeter.core.meters import UNLIMITED, MetersId
 from postmeter.core.rights import Rights
 from postmeter.core.roster import Members, Roster
 from postmeter.core.shared import SharedLedger, Terms
@@ -147,6 +147,8 @@ class World:
         if name in self.members and len(self.members) > 1:
             self.hosts[name].crash()
             self.stopped.append(name)
+            # It may come back for a moment without seeing etcd, and go by the limits that it has.
+            self.leaves_behind(self.hosts[name].disk.allowed)
             self._propose(member for member in self.members if member != name)
 
     # --- time and the network -----------------------------------------------------------------------------------------
@@ -265,16 +267,22 @@ class World:
         self.note(f"  {host.name} refuses {user} {amount}")
 
     def leaves_behind(self, allowed: Allowed) -> None:
-        """A node changes to other limits: what it admitted and lent by the old ones stays for a while."""
+        """No node goes by these limits any more: what it admitted and lent by them stays for a while."""
         for name, (_, window_ms) in self.limits.items():
             wait_ms = self.terms.longest_wait_ms(window_ms)
             self._earlier.append((name, allowed, self.t_ms + wait_ms * (1 + 2 * self.terms.drift_ppm / 1e6)))
 
     def cap(self, meter: Meter) -> int:
-        """The largest `max` in force: at any node, or by which something may have been admitted within the window."""
+        """The largest `max` in force: at any node, or by which something may have been admitted within the window.
+
+        A node that was declared stopped may come back, not see etcd, and still take a key for unlimited.
+        """
         self._earlier = [earlier for earlier in self._earlier if earlier[2] > self.t_ms]
         values = [allowed.max_of(meter) for name, allowed, _ in self._earlier if name == meter[0].limit]
-        values += [host.disk.allowed.max_of(meter) for host in self.hosts.values() if host.name not in self.stopped]
+        for host in self.hosts.values():
+            max_there = host.disk.allowed.max_of(meter)
+            if host.name not in self.stopped or max_there >= UNLIMITED:
+                values.append(max_there)
         return int(max([self.allowed.max_of(meter), *values]) * (1 + self.overdraft))
 
     def _count(self, meter: Meter, amount: int) -> None:
