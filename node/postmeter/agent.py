@@ -9,6 +9,7 @@ Sockets passed in by systemd take the place of those in the settings.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import resource
 import signal
@@ -21,7 +22,7 @@ import uvloop
 
 from postmeter import __version__, library_log, logs, systemd
 from postmeter.control import ControlServer
-from postmeter.defaults import SWITCH_INTERVAL_S
+from postmeter.defaults import GARBAGE_THRESHOLDS, SWITCH_INTERVAL_S
 from postmeter.errors import ConfigError, PostmeterError
 from postmeter.etcd_follower import EtcdFollower
 from postmeter.membership import RejoinError
@@ -35,6 +36,7 @@ def run(settings: Settings) -> int:
     """Run until a signal says to stop. Returns the exit status: 0, 2 if it could not start, 70 after a bug."""
     logs.set_up(settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     _raise_open_files()
     passed = systemd.passed_sockets()
     rejoin = False

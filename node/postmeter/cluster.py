@@ -291,10 +291,7 @@ class Cluster:
         assert self.view is not None
         assert self.peers is not None
         merging = self.view.merge(contents.digest, contents.portions, self._clock.now_ms())
-        taken: int | None = 0
-        while taken is not None:
-            async with self.peers.turns:
-                taken = next(merging, None)
+        await self.peers.turns.take(lambda: next(merging, None) is not None)
 
     def _contents(self, known: Digest | None) -> Contents:
         assert self.view is not None

@@ -61,12 +61,17 @@ class Speaker:
         if contents.digest:
             draft.add_digest(contents.digest)
         portions, portion = iter(contents.portions), None
-        while contents.portions:
-            async with self._turns:
-                portion = next(portions, None)
-                if portion is None or draft.full:
-                    break
-                draft.add_portion(portion)
+
+        def write_portion() -> bool:
+            nonlocal portion
+            portion = next(portions, None)
+            if portion is None or draft.full:
+                return False
+            draft.add_portion(portion)
+            return True
+
+        if contents.portions:
+            await self._turns.take(write_portion)
         return draft.finish(contents.more or portion is not None), left
 
     def meet(self, packet: pb.Packet) -> Head:
@@ -90,11 +95,14 @@ class Speaker:
     async def read(self, packet: pb.Packet, sender: str) -> Contents:
         """All that is said. Raises PeerError."""
         messages = [message for spoken in read_messages(packet) if (message := self._whole(spoken, sender)) is not None]
-        found: list[Portion] = []
-        portions = read_portions(packet)
-        while len(found) < len(packet.portions):
-            async with self._turns:
-                found.append(next(portions))
+        portions, found = read_portions(packet), list[Portion]()
+
+        def read_portion() -> bool:
+            found.append(next(portions))
+            return len(found) < len(packet.portions)
+
+        if packet.portions:
+            await self._turns.take(read_portion)
         return Contents(messages, read_digest(packet), found, packet.more)
 
     def _whole(self, spoken: Spoken, sender: str) -> Message | None:

@@ -1,13 +1,15 @@
-"""Work in pieces that may wait: one piece at a time in the whole process, and requests of Postfix between any two.
+"""Work that may wait: some of it at a time in the whole process, and requests of Postfix between any two.
 
-async with turns:
-...             a piece: some 0.2 ms, and nothing to await
+await turns.take(step)          call `step` again and again, until it returns False
 """
 
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
+from collections.abc import Callable
+from time import perf_counter
+
+from postmeter.defaults import TURN_S
 
 
 class Turns:
@@ -16,13 +18,12 @@ class Turns:
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
 
-    async def __aenter__(self) -> None:
-        await self._lock.acquire()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            await asyncio.sleep(0)
-        finally:
-            self._lock.release()
+    async def take(self, step: Callable[[], bool]) -> None:
+        """As many turns as it takes. A step takes some 0.2 ms at most, and others run at the latest after TURN_S."""
+        more = True
+        while more:
+            async with self._lock:
+                end_s = perf_counter() + TURN_S
+                while (more := step()) and perf_counter() < end_s:
+                    pass
+                await asyncio.sleep(0)
