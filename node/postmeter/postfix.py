@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 from postmeter import logs
@@ -128,8 +130,15 @@ class PolicyPort:
     async def listen(self, sock: socket.socket) -> None:
         """Accept connections on a socket that is bound."""
         loop = asyncio.get_running_loop()
-        start = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        self._servers.append(await start(lambda: Connection(self._node, self), sock=sock, backlog=LISTEN_BACKLOG))
+        start: Callable[..., Awaitable[asyncio.AbstractServer]] = loop.create_server
+        options: dict[str, bool] = {}
+        if sock.family == socket.AF_UNIX:
+            start = loop.create_unix_server
+            if sys.version_info >= (3, 13):
+                # The file is systemd's, or the next agent's: it must not go when this one stops.
+                options = {"cleanup_socket": False}
+        server = await start(lambda: Connection(self._node, self), sock=sock, backlog=LISTEN_BACKLOG, **options)
+        self._servers.append(server)
 
     def admit(self, connection: Connection) -> bool:
         """Count a new connection; False if there are too many."""
