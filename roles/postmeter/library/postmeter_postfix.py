@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.postmeter_wiring import WiringError, apply
+from ansible.module_utils.postmeter_wiring import WiringError, apply, warnings
 
 DOCUMENTATION = r"""
 module: postmeter_postfix
@@ -15,11 +15,13 @@ description:
     smtpd_recipient_restrictions ahead of the first permit, and first into smtpd_data_restrictions and
     smtpd_end_of_data_restrictions, with C(postconf -e).
   - >-
-    Before that it asks the agent something over O(probe), so that Postfix is never told to ask nobody, and copies
-    main.cf. Afterwards C(postfix check) must find nothing, or the copy is put back.
+    A service of master.cf with such a list of its own asks if O(own_lists) names it; else there is a warning.
   - >-
-    Undoing puts the copy back if main.cf is as it was left here, and otherwise takes out only what was put in. What was
-    not put in by this module is never touched.
+    Before that it asks the agent something over O(probe), so that Postfix is never told to ask nobody, and copies
+    main.cf and master.cf. Afterwards C(postfix check) must find nothing, or the copies are put back.
+  - >-
+    Undoing puts back the copy of each file that is as it was left here, and otherwise takes out only what was put in.
+    Where it was not this module that let Postfix ask, nothing is touched.
 options:
   state:
     description: Whether Postfix shall ask the agent.
@@ -32,6 +34,11 @@ options:
   probe:
     description: The same place as seen from here, a path or an address and port.
     type: str
+  own_lists:
+    description: Services as C(postconf -M) calls them, C(submission/inet), whose own lists shall ask, too.
+    type: list
+    elements: str
+    default: []
   record:
     description: Where it is noted what was there before.
     type: path
@@ -48,6 +55,7 @@ def main():
             "state": {"choices": ["present", "absent"], "default": "present"},
             "service": {"type": "str"},
             "probe": {"type": "str"},
+            "own_lists": {"type": "list", "elements": "str", "default": []},
             "record": {"type": "path", "default": "/etc/postmeter/postfix-before.json"},
         },
         required_if=[("state", "present", ("service", "probe"))],
@@ -55,8 +63,11 @@ def main():
     )
     present = module.params["state"] == "present"
     service, probe = (module.params["service"], module.params["probe"]) if present else (None, None)
+    own_lists = module.params["own_lists"]
     try:
-        changes = apply(module.params["record"], service, probe, module.check_mode)
+        changes = apply(module.params["record"], service, probe, own_lists, module.check_mode)
+        for text in warnings(own_lists) if present else ():
+            module.warn(text)
     except WiringError as error:
         module.fail_json(msg=f"postmeter_postfix: {error}")
     module.exit_json(changed=bool(changes), diff=changes)

@@ -1,10 +1,15 @@
 """How Postfix comes to ask the policy agent, and stops asking: for the module of Ansible and that of Salt.
 
     apply("/etc/postmeter/postfix-before.json", "{ unix:private/postmeter, timeout=10s }",
-          "/var/spool/postfix/private/postmeter", test=False)
+          "/var/spool/postfix/private/postmeter", ["submission/inet"], test=False)
+    warnings(["submission/inet"])
 
 Asking: the parameter `postmeter`, and `check_policy_service $postmeter` in the restriction lists: ahead of the first
 permit in smtpd_recipient_restrictions, and first in those of data and end of data. What goes wrong is a WiringError.
+
+A service of master.cf with such a list of its own (-o smtpd_recipient_restrictions=...) does not go by that of main.cf,
+and asks only if it is named. Nobody but the postmaster can tell a port for submission from one where a content filter
+hands mail back, which would be counted twice. `warnings` tells what does not ask.
 """
 
 from __future__ import annotations
@@ -18,22 +23,32 @@ import socket
 import subprocess
 
 ENTRY = "check_policy_service $postmeter"
-LISTS = ("smtpd_recipient_restrictions", "smtpd_data_restrictions", "smtpd_end_of_data_restrictions")
+# And what is missed without it.
+LISTS = {
+    "smtpd_recipient_restrictions": "is not refused at RCPT yet",
+    "smtpd_data_restrictions": "is not refused at DATA yet",
+    "smtpd_end_of_data_restrictions": "is not counted",
+}
 REQUEST = b"request=smtpd_access_policy\nprotocol_state=RCPT\nprotocol_name=ESMTP\nrecipient=postmaster\n\n"
 PROBE_TIMEOUT_S = 15.0
+
+_ASKS = re.compile(r"check_policy_service[\s,]+\$postmeter\b[\s,]*")
+# What may end a list, but for what stands behind check_...: that is an argument.
+_ENDING = re.compile(r"check_\w+[\s,]+(?:[^\s,{]*\{[^}]*\}|[^\s,]+)|(?<![\w$/:.-])(permit\w*|reject(?!\w)|\$[\w{(]+)")
 
 
 class WiringError(RuntimeError):
     """It could not be done; says why, and what Postfix is left with."""
 
 
-def apply(record, service, probe, test):
+def apply(record, service, probe, own_lists, test):
     """Let Postfix ask a service that answers at `probe`; or nobody, with None for both. With `test` change nothing.
 
-    Returns what changed: {} or the lines of main.cf before and after. `record` is a file that notes what was before.
+    `own_lists` names the services of master.cf whose own lists shall ask, too. Returns what changed: {} or the
+    parameters before and after. `record` is a file that notes what was before.
     """
     wiring = Wiring(record)
-    before, wanted = wiring.plan(service)
+    before, wanted = wiring.plan(service, own_lists)
     if service and not test:
         ask(probe)
     if before == wanted:
@@ -43,71 +58,101 @@ def apply(record, service, probe, test):
     return {"before": _lines(before), "after": _lines(wanted)}
 
 
+def warnings(own_lists):
+    """Which lists of master.cf do not ask the agent and are not named, what that means, and what to do."""
+    return [
+        f"{place} of master.cf does not ask the agent: mail that comes in there {LISTS[name]}. If it shall ask, name"
+        f" {service} in postmeter_postfix_services; not if a content filter hands mail back there"
+        for place, value in _parameters("-P").items()
+        for service, _, name in [place.rpartition("/")]
+        if name in LISTS and service not in own_lists and not _ASKS.search(value)
+    ]
+
+
 class Wiring:
-    """main.cf as it is, and as it shall be."""
+    """main.cf and master.cf as they are, and as they shall be.
+
+    What stands in master.cf is called as by postconf(1): submission/inet/smtpd_recipient_restrictions.
+    """
 
     def __init__(self, record):
         self.record_path = record
         self.record = json.loads(_read(record)) if os.path.exists(record) else None
-        self.main_cf = os.path.join(_run("postconf", "-h", "config_directory"), "main.cf")
-        self.backup = self.main_cf + ".before-postmeter"
+        directory = _run("postconf", "-h", "config_directory")
+        self.main_cf, self.master_cf = (os.path.join(directory, name) for name in ("main.cf", "master.cf"))
+        self.parameters = {**_parameters("-n"), **_parameters("-P")}
 
-    def plan(self, service):
+    def plan(self, service, own_lists):
         """The parameters as they are, and as they shall be; None for what is not set."""
-        wanted = self._with_entries(service) if service else self._without_entries()
-        return {name: self.explicit(name) for name in wanted}, wanted
+        wanted = self._with_entries(service, own_lists) if service else self._without_entries()
+        return {name: self.parameters.get(name) for name in wanted}, wanted
 
-    def explicit(self, name):
-        """The value of a parameter in main.cf; None if it is not set there."""
-        line = _run("postconf", "-n", name)
-        return line.partition("=")[2].strip() if line else None
-
-    def _with_entries(self, service):
-        wanted = {"postmeter": service}
-        for name in LISTS:
-            value = self.explicit(name) or ""
-            wanted[name] = value if ENTRY in value else _with_entry(value, ahead_of_permit=name == LISTS[0])
-        return wanted
+    def _with_entries(self, service, own_lists):
+        for one in own_lists:
+            if not _run("postconf", "-M", one):
+                raise WiringError(f"postmeter_postfix_services: there is no {one} in master.cf; see postconf -M")
+        own = [f"{one}/{name}" for one in own_lists for name in LISTS]
+        wanted = {name: self.parameters.get(name, "") for name in [*LISTS, *(set(own) & set(self.parameters))]}
+        return {
+            "postmeter": service,
+            **{name: value if _ASKS.search(value) else _with_entry(name, value) for name, value in wanted.items()},
+        }
 
     def _without_entries(self):
-        """Nothing, if it was not this that wired Postfix."""
+        """Nothing, if it was not this that wired Postfix. Else nobody may ask: $postmeter will be unknown."""
         if self.record is None:
             return {}
-        wanted = {"postmeter": self.record["parameters"].get("postmeter")}
-        for name in LISTS:
-            value = _without_entry(self.explicit(name) or "")
-            wanted[name] = value or self.record["parameters"].get(name)
-        return wanted
+        asking = {name: _without_entry(value) for name, value in self.parameters.items() if _ASKS.search(value)}
+        before = self.record["parameters"]
+        return {
+            "postmeter": before.get("postmeter"),
+            **{name: value if value or "/" in name else before.get(name) for name, value in asking.items()},
+        }
 
     def wire(self, wanted):
-        """Change main.cf; if Postfix does not like it, put it back and raise WiringError."""
-        parameters = self.record["parameters"] if self.record else {name: self.explicit(name) for name in wanted}
-        saved = _read(self.main_cf)
-        if not self.record:
-            shutil.copy2(self.main_cf, self.backup)
-        self._set(wanted)
+        """Change what is to be changed; if Postfix does not like it, put it back and raise WiringError."""
+        parameters = self.record["parameters"] if self.record else {name: self.parameters.get(name) for name in wanted}
+        saved = {path: _read(path) for path in (self.main_cf, self.master_cf)}
+        # Once somebody else has changed a file, the copy must not come back in its place.
+        ours = [path for path in saved if self._is_ours(path)] if self.record else list(saved)
+        for path in saved if not self.record else ():
+            shutil.copy2(path, _backup(path))
         try:
+            self._set(wanted)
             _run("postfix", "check")
         except WiringError as error:
-            _write(self.main_cf, saved)
-            raise WiringError(f"main.cf is as before: {error}") from None
-        _write(self.record_path, json.dumps({"parameters": parameters, "digest": _digest(self.main_cf)}).encode())
+            for path, text in saved.items():
+                _write(path, text)
+            raise WiringError(f"main.cf and master.cf are as before: {error}") from None
+        record = {"parameters": parameters, "digests": {path: _digest(path) for path in ours}}
+        _write(self.record_path, json.dumps(record).encode())
 
     def unwire(self, wanted):
-        """Put main.cf back as it was; if somebody changed it since, only take out what was put in."""
-        if os.path.exists(self.backup) and _digest(self.main_cf) == self.record["digest"]:
-            _write(self.main_cf, _read(self.backup))
-        else:
-            self._set(wanted)
-        for path in (self.backup, self.record_path):
+        """Put the files back as they were; of one that somebody changed since, only take out what was put in."""
+        ours = [path for path in (self.main_cf, self.master_cf) if self._is_ours(path)]
+        for path in ours:
+            _write(path, _read(_backup(path)))
+        self._set({name: value for name, value in wanted.items() if self._file(name) not in ours})
+        for path in (_backup(self.main_cf), _backup(self.master_cf), self.record_path):
             if os.path.exists(path):
                 os.unlink(path)
 
+    def _file(self, name):
+        return self.master_cf if "/" in name else self.main_cf
+
+    def _is_ours(self, path):
+        """Whether nobody has changed a file since it was changed here."""
+        return os.path.exists(_backup(path)) and self.record["digests"].get(path) == _digest(path)
+
     def _set(self, wanted):
-        set_to = [f"{name}={value}" for name, value in wanted.items() if value is not None]
-        if set_to:
-            _run("postconf", "-e", *set_to)
-        removed = [name for name, value in wanted.items() if value is None and self.explicit(name) is not None]
+        main = {name: value for name, value in wanted.items() if "/" not in name}
+        # postconf takes no white space there.
+        own = {name: re.sub(r"[\s,]+", ",", value) for name, value in wanted.items() if "/" in name}
+        removed = [name for name, value in main.items() if value is None and name in self.parameters]
+        for option, values in (("-e", main), ("-P", own)):
+            arguments = [f"{name}={value}" for name, value in values.items() if value is not None]
+            if arguments:
+                _run("postconf", option, *arguments)
         if removed:
             _run("postconf", "-X", *removed)
 
@@ -140,18 +185,27 @@ def _ask(place):
     return reply.decode(errors="replace").strip()
 
 
-def _with_entry(value, ahead_of_permit):
-    if not ahead_of_permit:
-        return f"{ENTRY}, {value}" if value else ENTRY
-    permit = re.search(r"(?<![\w$/:.-])permit\w*", value)
-    if permit:
-        return f"{value[: permit.start()]}{ENTRY}, {value[permit.start() :]}"
-    return f"{value.rstrip(', ')}, {ENTRY}" if value else ENTRY
+def _with_entry(name, value):
+    """First in a list; but that of RCPT may refuse for other reasons before it, as long as it lets nothing pass."""
+    place = 0
+    if name.endswith("smtpd_recipient_restrictions"):
+        place = next((found.start() for found in _ENDING.finditer(value) if found[1]), len(value))
+    ahead, behind = value[:place].rstrip(", \t"), value[place:]
+    return ", ".join(filter(None, (ahead, ENTRY, behind)))
 
 
 def _without_entry(value):
-    entry = re.escape(ENTRY)
-    return re.sub(rf"{entry}\s*,?\s*|,\s*{entry}$", "", value).rstrip(", ")
+    return _ASKS.sub("", value).rstrip(", \t")
+
+
+def _parameters(option):
+    """What is set, as `postconf -n` (main.cf) or `postconf -P` (master.cf) tells it."""
+    lines = _run("postconf", option).splitlines()
+    return {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in lines)}
+
+
+def _backup(path):
+    return f"{path}.before-postmeter"
 
 
 def _digest(path):

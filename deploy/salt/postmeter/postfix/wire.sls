@@ -8,6 +8,7 @@ postmeter-postfix-wire-main-cf:
   postmeter_postfix.wired:
     - service: {{ postmeter.postfix_service | json }}
     - probe: {{ postmeter.listen[0] | json }}
+    - own_lists: {{ postmeter.postfix_services | json }}
 {%- else %}
   postmeter_postfix.unwired:
 {%- endif %}
