@@ -90,6 +90,11 @@ postmeter-service-running-health:
     - failhard: true
 
 {%- if etcd %}
+{%- if postmeter.etcd_package %}
+postmeter-service-running-etcdctl:
+  pkg.installed:
+    - name: {{ postmeter.etcd_package }}
+{%- endif %}
 {%- for name, limit in postmeter.limits.items() %}
 {%- set key = etcd.get("prefix", "/postmeter/") ~ "limits/" ~ name %}
 # A transaction that does nothing if there is one: what the operator changed stays.
@@ -103,6 +108,10 @@ postmeter-service-running-limit-{{ name }}:
       - ETCDCTL_ENDPOINTS: {{ etcd.endpoints | join(",") }}
 {%- if etcd.ca is defined %}
       - ETCDCTL_CACERT: {{ etcd.ca }}
+{%- endif %}
+{%- if etcd.certificate is defined %}
+      - ETCDCTL_CERT: {{ etcd.certificate }}
+      - ETCDCTL_KEY: {{ etcd.key }}
 {%- endif %}
 {%- if etcd.user is defined %}
       - ETCDCTL_USER: {{ etcd.user }}:{{ postmeter.etcd_password }}
