@@ -45,7 +45,7 @@ lab: $(READY) ## boot Debian hosts with a cluster on this machine, to watch it a
 	@tests/packages.sh
 	$(BIN)/python -m tests.lab
 
-lab-test: $(READY) ## run the tests on the lab's hosts, some minutes each (as root)
+lab-test: $(READY) ## run all tests on the lab's hosts, half an hour (as root)
 	@tests/packages.sh
 	POSTMETER_LAB=all $(BIN)/pytest tests/lab
 

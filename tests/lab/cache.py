@@ -1,9 +1,10 @@
 """What the lab needs and makes once: a Debian tree, Ansible, Salt, Postmeter's wheels.
 
-    base()          a Debian 12 with systemd, sshd, Postfix and etcd, made by debootstrap: the hosts' lowest layer
+    base()          a Debian with systemd, sshd, Postfix and etcd, made by debootstrap: the hosts' lowest layer
     tools()         a virtual environment with Ansible and the linters
     salt()          a layer over the base, with Salt in /opt/salt
     wheelhouse()    Postmeter and what it needs as wheels: what the role installs without a network
+    needed()        only what it needs
     key()           the ssh key that opens all hosts
 
 All lies in CACHE under names that hold a digest of what it was made from, so that a change makes it anew, and is made
@@ -19,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,9 +30,13 @@ HOST = Path(__file__).with_name("host")
 CACHE = Path(os.environ.get("POSTMETER_LAB_CACHE", "/var/cache/postmeter-lab"))
 REQUIREMENTS = Path(__file__).with_name("requirements.lock")
 SALT = Path(__file__).with_name("salt.lock")
+# Releases of Debian that the hosts may have, with their Python; the first unless told otherwise.
+PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 RELEASE = "bookworm"
-# Debian's own: wheels of other versions of Python would not fit the hosts.
+# For what runs here.
 PYTHON = "/usr/bin/python3"
+
+_PIP = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check")
 
 
 class LabError(Exception):
@@ -53,9 +59,9 @@ def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | Non
     return done.stdout
 
 
-def base() -> Path:
+def base(release: str = RELEASE) -> Path:
     """The hosts' lowest layer."""
-    return _made("base", [*sorted(HOST.iterdir())], _make_base)
+    return _made(f"base-{release}", [*sorted(HOST.iterdir())], partial(_make_base, release=release))
 
 
 def tools() -> Path:
@@ -68,14 +74,21 @@ def salt() -> Path:
     return _made("salt", [SALT], _make_salt)
 
 
-def wheelhouse(version: str | None = None, spoiled: bool = False) -> Path:
+def wheelhouse(version: str | None = None, spoiled: bool = False, release: str = RELEASE) -> Path:
     """A directory of wheels: this tree's Postmeter, or the same under another version, and what it depends on.
 
-    `spoiled`: its agent ends as soon as it is started.
+    `spoiled`: its agent ends as soon as it is started. `release`: for the Python of that Debian.
     """
     sources = [path for name in ("node", "proto") for path in sorted((ROOT / name).rglob("*")) if _is_source(path)]
-    name = f"wheels-{version or 'own'}{'-spoiled' if spoiled else ''}"
-    return _made(name, [ROOT / "pyproject.toml", *sources], partial(_make_wheels, version=version, spoiled=spoiled))
+    name = f"wheels-{version or 'own'}{'-spoiled' if spoiled else ''}-{release}"
+    sources += [ROOT / "pyproject.toml", ROOT / "tests/requirements.lock"]
+    return _made(name, sources, partial(_make_wheels, version=version, spoiled=spoiled, release=release))
+
+
+def needed(release: str = RELEASE) -> Path:
+    """A directory of wheels: what Postmeter depends on, as the tests have it."""
+    sources = [ROOT / "pyproject.toml", ROOT / "tests/requirements.lock"]
+    return _made(f"needed-{release}", sources, partial(_make_needed, release=release))
 
 
 def key() -> Path:
@@ -108,10 +121,10 @@ def _is_source(path: Path) -> bool:
     return path.is_file() and "__pycache__" not in path.parts and ".egg-info" not in str(path)
 
 
-def _make_base(made: Path) -> None:
+def _make_base(made: Path, release: str) -> None:
     names = [line.split("#")[0].strip() for line in (HOST / "packages.txt").read_text().splitlines()]
     include = f"--include={','.join(filter(None, names))}"
-    run("debootstrap", "--variant=minbase", include, RELEASE, made, _mirror())
+    run("debootstrap", "--variant=minbase", include, release, made, _mirror())
     run(HOST / "setup.sh", made, key().with_suffix(".pub"))
 
 
@@ -120,9 +133,9 @@ def _mirror() -> str:
     lines = run("apt-get", "indextargets", "--format", "$(CREATED_BY) $(RELEASE) $(COMPONENT) $(REPO_URI)").splitlines()
     for line in lines:
         kind, release, component, uri = line.split(" ", 3)
-        if (kind, release, component) == ("Packages", RELEASE, "main"):
+        if kind == "Packages" and release in PYTHONS and component == "main":
             return uri
-    raise LabError(f"apt knows no source of Debian {RELEASE}, main: the lab's hosts are made from it")
+    raise LabError(f"apt knows no source of Debian ({', '.join(PYTHONS)}): the lab's hosts are made from it")
 
 
 def _make_tools(made: Path) -> None:
@@ -142,7 +155,7 @@ def _make_salt(made: Path) -> None:
     command.chmod(0o755)
 
 
-def _make_wheels(made: Path, version: str | None, spoiled: bool) -> None:
+def _make_wheels(made: Path, version: str | None, spoiled: bool, release: str) -> None:
     tree = made / "tree"
     shutil.copytree(ROOT / "node", tree / "node", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -153,11 +166,16 @@ def _make_wheels(made: Path, version: str | None, spoiled: bool) -> None:
     if spoiled:
         with (tree / "node/postmeter/agent.py").open("a") as agent:
             agent.write('\n\ndef run(settings: Settings) -> int:\n    sys.exit("spoiled on purpose")\n')
+    run(*_PIP, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", made, tree)
+    shutil.rmtree(tree)
+    for wheel in needed(release).iterdir():
+        os.link(wheel, made / wheel.name)
+
+
+def _make_needed(made: Path, release: str) -> None:
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     pinned = made / "pinned.txt"
     pinned.write_text(run(sys.executable, "-m", "pip", "freeze", "--exclude-editable"))
-    run(
-        *(sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-build-isolation"),
-        *("--constraint", pinned, "--wheel-dir", made, tree),
-    )
-    shutil.rmtree(tree)
+    fitting = ("--only-binary=:all:", f"--python-version={PYTHONS[release]}", "--implementation=cp")
+    run(*_PIP, "download", *fitting, "--constraint", pinned, "--dest", made, *dependencies)
     pinned.unlink()

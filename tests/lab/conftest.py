@@ -1,19 +1,21 @@
 """Fixtures of the tests on real hosts. A lab takes both cores while Ansible works.
 
-They take minutes, and run with POSTMETER_LAB=all (make lab-test); the linters run with all other tests.
+Those called test_full_... take minutes each, and run with POSTMETER_LAB=all (make lab-test); the others run always.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
+from .cache import RELEASE, LabError, run
 from .lab import Lab
 
-collect_ignore_glob = [] if os.environ.get("POSTMETER_LAB") == "all" else ["test_essential.py", "test_full_*.py"]
+collect_ignore_glob = [] if os.environ.get("POSTMETER_LAB") == "all" else ["test_full_*.py"]
 
 NEEDED = ("debootstrap", "systemd-nspawn", "nft", "ssh")
 
@@ -23,13 +25,19 @@ def why_not() -> str:
     if os.geteuid() != 0:
         return "only root can boot the lab's hosts"
     missing = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
-    return f"missing: {', '.join(missing)}; run tests/packages.sh" if missing else ""
+    if missing:
+        return f"missing: {', '.join(missing)}; run tests/packages.sh"
+    try:
+        run("unshare", "--mount", "--net", "--pid", "--fork", "mount", "-t", "cgroup2", "cgroup2", "/mnt")
+    except LabError as error:
+        return f"this machine has no namespaces or control groups for the lab's hosts: {error}"
+    return ""
 
 
-def boot(*names: str) -> Iterator[Lab]:
+def boot(*names: str, layers: Sequence[Path] = (), release: str = RELEASE) -> Iterator[Lab]:
     """A lab for a fixture."""
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    with Lab(names) as lab:
+    with Lab(names, layers, release) as lab:
         yield lab

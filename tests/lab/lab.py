@@ -99,7 +99,7 @@ class Host:
         self.address = f"{PREFIX}{number}"
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._notices: socket.socket | None = None
-        layers = ":".join(map(str, [*lab.layers, cache.base()]))
+        layers = ":".join(map(str, [*lab.layers, cache.base(lab.release)]))
         lab.inside("sh", "-c", _PLUG, "plug", name, self.address, str(DISK_BYTES), layers)
         known = [f"{PREFIX}{place} {one} {one}.{DOMAIN}" for place, one in lab.numbers.items()]
         lines = ["127.0.0.1 localhost", f"{OWN_ADDRESS} lab", *known]
@@ -242,14 +242,15 @@ class Host:
 
 
 class Lab:
-    """Hosts that were booted together. `layers` are directories over the base that all hosts have."""
+    """Hosts that were booted together, of a release of Debian. All have the directories `layers` over the base."""
 
-    def __init__(self, names: Sequence[str], layers: Sequence[Path] = ()) -> None:
+    def __init__(self, names: Sequence[str], layers: Sequence[Path] = (), release: str = cache.RELEASE) -> None:
         if os.geteuid() != 0:
             raise LabError("only root can boot the lab's hosts")
         self.layers = list(layers)
+        self.release = release
         self.numbers = {11 + place: name for place, name in enumerate(names)}
-        cache.base()
+        cache.base(release)
         self.directory = Path(tempfile.mkdtemp(prefix="postmeter-lab-"))
         self.group = f"postmeter-lab-{os.getpid()}"
         self._unshare = subprocess.Popen(
@@ -334,7 +335,12 @@ class Lab:
 
     def install(self, *options: str, wheels: Path | None = None, check: bool = True) -> str:
         """Install or upgrade by the example playbook, without a network: this tree's Postmeter, or that of `wheels`."""
-        source = ("-e", "postmeter_source=wheelhouse", "-e", f"postmeter_wheelhouse={wheels or cache.wheelhouse()}")
+        source = (
+            "-e",
+            "postmeter_source=wheelhouse",
+            "-e",
+            f"postmeter_wheelhouse={wheels or cache.wheelhouse(release=self.release)}",
+        )
         return self.ansible("deploy/ansible/install.yml", *source, *options, check=check)
 
     def install_etcd(self) -> str:

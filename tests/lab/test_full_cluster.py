@@ -5,7 +5,9 @@ The figures that it measures are printed as a table at its end (pytest -s).
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 
@@ -111,12 +113,23 @@ def test_etcd_lets_the_agents_touch_their_prefix_only(cluster: Lab) -> None:
 
 
 def test_upgrade_refuses_no_mail(cluster: Lab, table: list[str]) -> None:
-    """With mail to all hosts all the time, the next release comes, and every message is taken."""
+    """With mail to all hosts all the time, the next release comes: every message is taken, and the cap is held."""
     during(cluster, table, "nothing happens", lambda: time.sleep(10))
+    # user1 has used his 200, and can send 2000 more: he will not be through before the agents restart.
+    cluster.hosts["mx1"].run("postmeter override put per-user user1@example.com '{1h: 2200}'")
     wheels = cache.wheelhouse("0.1.1")
-    traffic = during(cluster, table, "rolling upgrade", lambda: cluster.install(wheels=wheels))
+    with Traffic(cluster, ["user1"]) as capped:
+        traffic = during(cluster, table, "rolling upgrade", lambda: cluster.install(wheels=wheels))
     assert [] == traffic.refused()
     assert ["postmeter 0.1.1"] * 3 == releases(cluster)
+    meanwhile = len(capped.outcomes) - len(capped.refused())
+    rest = [
+        accepted_recipients(cluster, name, "user1", recipients, most=3000)[0]
+        for recipients in (100, 10, 1)
+        for name in NAMES
+    ]
+    table.append(f"user1, who may send 2000, meanwhile and after{meanwhile:6} + {sum(rest)}")
+    assert 2000 == meanwhile + sum(rest)
 
 
 def test_broken_release_stops_at_the_first_host(cluster: Lab, table: list[str]) -> None:
@@ -128,7 +141,8 @@ def test_broken_release_stops_at_the_first_host(cluster: Lab, table: list[str]) 
     )
     assert [] == traffic.refused()
     assert ["postmeter 0.1.1"] * 3 == releases(cluster)
-    assert "postmeter 0.1.2 does not serve on mx1.example.com" in output[0]
+    assert "fatal: [mx1.example.com]" in output[0]
+    assert "postmeter 0.1.2 does not serve with these settings. 0.1.1 and the settings of before run again" in output[0]
     assert "spoiled on purpose" in output[0]
     recap = output[0].rpartition("PLAY RECAP")[2]
     assert ["1", "0", "0"] == re.findall(r"failed=(\d+)", recap)
@@ -205,6 +219,56 @@ def test_a_disk_is_full(cluster: Lab, table: list[str]) -> None:
     mx1.run("rm /full")
     mx1.run("postmeter health --wait 60")
     assert 250 == send(cluster, "mx1", "user2").code
+
+
+def test_a_node_is_drained_and_comes_back(cluster: Lab, table: list[str]) -> None:
+    """Its Postfix and its agent go, the others have all rights; and it joins again when it is installed again."""
+    drain = ("deploy/ansible/drain-node.yml", "-e", "host=mx3.example.com")
+    traffic = during(cluster, table, "mx3 is drained", lambda: cluster.ansible(*drain), ("mx1", "mx2"))
+    assert [] == traffic.refused()
+    mx3 = cluster.hosts["mx3"]
+    assert "inactive\ninactive\n" == mx3.run("systemctl is-active postfix postmeter.socket", check=False)
+    assert {"mx1", "mx2"} == members(cluster)
+    mx3.run("systemctl enable --now postfix")
+    cluster.install("--limit", "mx3.example.com")
+    assert {"mx1", "mx2", "mx3"} == {name.partition("~")[0] for name in wait_for_members(cluster, 3)}
+    assert 250 == send(cluster, "mx3", "user2").code
+
+
+def test_a_dead_node_is_replaced(cluster: Lab, table: list[str]) -> None:
+    """A machine burns down and is declared so; the same name on another one, with an empty disk, joins."""
+    mx3 = cluster.hosts["mx3"]
+    (name,) = (name for name in members(cluster) if name.startswith("mx3"))
+
+    def burn() -> None:
+        mx3.power_off()
+        for place in ("opt/postmeter", "etc/postmeter", "var/lib/postmeter"):
+            shutil.rmtree(mx3.root / place)
+        # It keeps a lease in etcd for 10 s, and cannot be declared dead before.
+        told = ("-e", f"node={name}", "-e", "reporter=mx1.example.com", "-e", f"confirmed={name}")
+        cluster.ansible("deploy/ansible/remove-dead-node.yml", *told)
+
+    traffic = during(cluster, table, "mx3 burns down and is removed", burn, ("mx1", "mx2"))
+    assert [] == traffic.refused()
+    assert {"mx1", "mx2"} == members(cluster)
+    mx3.power_on()
+    cluster.install("--limit", "mx3.example.com")
+    assert {"mx1", "mx2", "mx3"} == {name.partition("~")[0] for name in wait_for_members(cluster, 3)}
+    assert 250 == send(cluster, "mx3", "user2").code
+
+
+def members(lab: Lab) -> set[str]:
+    """Who is in the roster, or comes into it, as mx1 sees it."""
+    told = json.loads(lab.hosts["mx1"].run("postmeter nodes --json || true"))
+    return {node["id"] for node in told["nodes"] if node["state"] in ("member", "joining")}
+
+
+def wait_for_members(lab: Lab, count: int) -> set[str]:
+    """Wait until so many are in the roster."""
+    end = time.monotonic() + 60
+    while len(members(lab)) < count and time.monotonic() < end:
+        time.sleep(0.5)
+    return members(lab)
 
 
 def test_backing_out_leaves_postfix_as_it_was(cluster: Lab, before: list[str]) -> None:
