@@ -155,6 +155,20 @@ def test_going_back_refuses_no_mail(cluster: Lab, table: list[str]) -> None:
     assert ["postmeter 0.1.0"] * 3 == releases(cluster)
 
 
+def test_settings_that_do_not_come_up_are_taken_back(cluster: Lab, table: list[str]) -> None:
+    """Those that nobody can find wrong before: an address that the host does not have. The first host keeps serving."""
+    elsewhere = json.dumps({"postmeter_cluster": {"listen": "192.0.2.99:10044"}})
+    output: list[str] = []
+    traffic = during(
+        cluster, table, "wrong settings", lambda: output.append(cluster.install("-e", elsewhere, check=False))
+    )
+    assert [] == traffic.refused()
+    assert "postmeter 0.1.0 does not serve with these settings. 0.1.0 and the settings of before run again" in output[0]
+    assert "192.0.2.99:10044" in output[0]
+    assert "listen: 192.0.2.11:10044" in cluster.hosts["mx1"].run("cat /etc/postmeter/postmeter.yaml")
+    assert ["1", "0", "0"] == re.findall(r"failed=(\d+)", output[0].rpartition("PLAY RECAP")[2])
+
+
 def test_certificates_are_rotated(cluster: Lab, table: list[str]) -> None:
     """Each node has another certificate afterwards, and all reach each other."""
     show = "cat /etc/postmeter/tls/node.pem"
