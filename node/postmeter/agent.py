@@ -90,16 +90,15 @@ async def _run(settings: Settings, passed: list[socket.socket], rejoin: bool) ->
         systemd.notify("STOPPING=1")
         node.set_trouble("start", "draining")
         logs.event(logging.INFO, "draining")
-        await port.drain()
+        # Postfix last: from then on until the next start it waits.
         if following is not None:
             following.cancel()
         if follower is not None:
             await follower.stop()
+        await control.stop()
+        await port.drain()
         node.stop()
-        try:
-            await running
-        finally:
-            await control.stop()
+        await running
     logs.event(logging.INFO, "stopped")
     return following is not None and await _has_to_rejoin(following)
 
