@@ -165,7 +165,9 @@ class Node:
     async def reload(self) -> None:
         """Put the limits file into force. Raises ConfigError with all its problems; the limits stay as they were."""
         if self.settings.etcd is not None:
-            logs.event(logging.INFO, "nothing to reload", reason="limits come from etcd, and changes apply by themselves")
+            logs.event(
+                logging.INFO, "nothing to reload", reason="limits come from etcd, and changes apply by themselves"
+            )
             return
         path = self.settings.limits
         text = await asyncio.to_thread(read_text, path)
