@@ -5,5 +5,6 @@ postmeter-postfix-clean-main-cf:
 postmeter-postfix-clean-reload:
   cmd.run:
     - name: postfix reload
+    - onlyif: postfix status
     - onchanges:
       - postmeter_postfix: postmeter-postfix-clean-main-cf

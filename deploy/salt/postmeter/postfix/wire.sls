@@ -18,5 +18,6 @@ postmeter-postfix-wire-main-cf:
 postmeter-postfix-wire-reload:
   cmd.run:
     - name: postfix reload
+    - onlyif: postfix status
     - onchanges:
       - postmeter_postfix: postmeter-postfix-wire-main-cf
