@@ -130,10 +130,10 @@ class Cluster:
         if self.peers is not None:
             self.peers.set_peers({node: at for node, at in addresses.items() if at and not self.refusal(node)})
 
-    def change(self, id: MetersId) -> None:
-        """`max` or the overrides of these meters are about to be changed."""
+    def change(self, id: MetersId, keys: Iterable[str | None]) -> None:
+        """The `max` of these keys is about to be changed; None: of all that have none of their own."""
         if self.rights is not None:
-            self._keeper.carry_out(self.rights.change(id, self._clock.now_ms()))
+            self._keeper.carry_out(self.rights.change(id, keys, self._clock.now_ms()))
 
     def charged(self, meters: Meters, slice: int, rows: list[int], amounts: list[int]) -> None:
         """These rows have been charged, and have so much in a slice by now."""

@@ -13,7 +13,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from math import inf
 from pathlib import Path
@@ -211,9 +211,9 @@ class Node:
         logs.event(logging.INFO, "limits in force", limits=",".join(limit.name for limit in limits))
         return policy
 
-    def _changing(self, id: MetersId) -> None:
+    def _changing(self, id: MetersId, keys: Iterable[str | None]) -> None:
         if self.cluster is not None:
-            self.cluster.change(id)
+            self.cluster.change(id, keys)
 
     @property
     def _last_good(self) -> Path:

@@ -16,7 +16,6 @@ from postmeter.errors import PeerError, StorageError
 from postmeter.messages import (
     TablesReader,
     TablesWriter,
-    column,
     read_excess,
     read_loan,
     write_handover,
@@ -36,10 +35,9 @@ def write_record(record: Record) -> bytes:
             written.lent.CopyFrom(lent)
         case Handover():
             written.handover.CopyFrom(write_handover(record, tables))
-        case Before(id, until_ms, max, overrides):
-            keys, maxes = [tables.key(key) for key, _ in overrides], [most for _, most in overrides]
-            before = pb.Before(meters=tables.meters(id), until_ms=until_ms, max=max, keys=keys, maxes=maxes)
-            written.before.CopyFrom(before)
+        case Before(id, key, until_ms, max):
+            place = None if key is None else tables.key(key)
+            written.before.CopyFrom(pb.Before(meters=tables.meters(id), until_ms=until_ms, max=max, key=place))
         case Standing():
             written.standing.CopyFrom(_write_standing(record))
     return written.SerializeToString()
@@ -67,10 +65,10 @@ def _read_record(record: pb.Record) -> Record:
             return Handover(generation, excess, unclean_ms)
         case "before":
             before = record.before
-            keys = column(before.keys, len(before.maxes), len(tables.keys), "places of keys")
-            overrides = tuple((tables.keys[key], most) for key, most in zip(keys, before.maxes, strict=True))
-            id = tables.id(before.meters)
-            return Before(id, before.until_ms, before.max, overrides)
+            if not before.HasField("key"):
+                return Before(tables.id(before.meters), None, before.until_ms, before.max)
+            id, key = tables.meter(before.meters, before.key)
+            return Before(id, key, before.until_ms, before.max)
         case "standing":
             return _read_standing(record.standing)
         case _:
@@ -108,8 +106,8 @@ def write_place(place: Place) -> str:
             return place
         case LoanId():
             return f"loan/{place.borrower}/{place.incarnation}/{place.number}"
-        case (str(kind), MetersId() as id):
-            return f"{kind}/{json.dumps(id)}"
+        case (str(kind), MetersId() as id, key):
+            return f"{kind}/{json.dumps([*id, key])}"
         case (str(receiver), generation):
             return f"handover/{receiver}/{generation}"
     raise AssertionError(place)
@@ -126,7 +124,8 @@ def read_place(text: str) -> Place:
             receiver, generation = words
             return receiver, int(generation)
         if kind == "before":
-            return kind, MetersId(*json.loads(text.partition("/")[2]))
+            *id, key = json.loads(text.partition("/")[2])
+            return kind, MetersId(*id), key
     except (ValueError, TypeError):
         raise StorageError(f"{text[:64]!r} is no place of a record about rights") from None
     return text

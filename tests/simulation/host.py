@@ -7,6 +7,7 @@ answer to a client) and kills the node when it has burnt down, so that a crash f
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING
@@ -138,8 +139,8 @@ class Host:
         self.policy = Policy(limits, self.ledger, "end-of-message", Repeats())
         self.policy.apply_overrides(0, partial(self._changing, now_ms))
 
-    def _changing(self, now_ms: int, id: MetersId) -> None:
-        self._do(self.rights.change(id, now_ms))
+    def _changing(self, now_ms: int, id: MetersId, keys: Iterable[str | None]) -> None:
+        self._do(self.rights.change(id, keys, now_ms))
 
     def crash(self) -> None:
         """Everything that is not on the disk is gone."""
@@ -351,4 +352,5 @@ class Host:
         lent = {id: lent for book in self.rights.books.values() for id, lent in book.lent.items()}
         assert lent.items() <= records.items(), f"{self.name}: what is lent is not on the disk"
         assert owed.items() <= records.items(), f"{self.name}: what is owed is not on the disk"
-        assert len(records) <= 1 + len(lent) + len(owed) + len(self.ledger.meters), f"{self.name}: the disk keeps more"
+        changed = sum(len(meters.before) for meters in self.ledger.meters.values() if isinstance(meters, SharedMeters))
+        assert len(records) <= 1 + len(lent) + len(owed) + changed, f"{self.name}: the disk keeps more"

@@ -181,7 +181,7 @@ def _hear_no_toll(self: Roster, node: str, generation: int, toll: Any) -> None:
     _hear(self, node, generation, None)
 
 
-def _forget_before(self: Rights, id: Any, now_ms: int) -> Ready:
+def _forget_before(self: Rights, id: Any, keys: Any, now_ms: int) -> Ready:
     return Ready()
 
 

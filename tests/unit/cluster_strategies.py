@@ -96,11 +96,11 @@ records = (
         st.none() | numbers,
     )
     | handovers
-    | st.builds(Before, ids, numbers, numbers, st.lists(st.tuples(keys, numbers), max_size=3).map(tuple))
+    | st.builds(Before, ids, st.none() | keys, numbers, numbers)
 )
 places = (
     loans
     | st.tuples(node_names, numbers)
-    | st.tuples(st.just("before"), st.builds(MetersId, st.text(), st.text(), st.text(), numbers))
+    | st.tuples(st.just("before"), st.builds(MetersId, st.text(), st.text(), st.text(), numbers), st.none() | st.text())
     | st.just("standing")
 )

@@ -23,8 +23,8 @@ ID = MetersId("per-user", "sasl_username", "recipients", 3_600_000)
 
 def step(number: int, persist: bool = True) -> Ready:
     """A step that says `number`, after it has stored that."""
-    record = Before(ID, number, number, ())
-    return Ready([Put(("before", ID), record)] if persist else [], [Send("mx2", Accepted(number))])
+    record = Before(ID, None, number, number)
+    return Ready([Put(("before", ID, None), record)] if persist else [], [Send("mx2", Accepted(number))])
 
 
 class Desk:

@@ -37,7 +37,8 @@ def test_a_place_is_found_again(place: Place) -> None:
     [
         (LoanId("mx1", 7, 42), "loan/mx1/7/42"),
         (("mx2", 3), "handover/mx2/3"),
-        (("before", MetersId("a", "b", "c", 5)), 'before/["a", "b", "c", 5]'),
+        (("before", MetersId("a", "b", "c", 5), None), 'before/["a", "b", "c", 5, null]'),
+        (("before", MetersId("a", "b", "c", 5), "k"), 'before/["a", "b", "c", 5, "k"]'),
         ("standing", "standing"),
     ],
 )

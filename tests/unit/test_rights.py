@@ -198,6 +198,30 @@ def test_question_for_less_than_nothing_frees_nothing() -> None:
     assert 5 == answer.message.amount == lender.books[METER].lent_sum
 
 
+def test_changed_override_costs_one_record_however_many_there_are() -> None:
+    """The earlier `max` of that key is remembered until nobody can be using by it, and nothing of the others."""
+    rights, meters = node("a")
+    meters.set_max(10, {f"user{number}": 5 for number in range(1_000)})
+    (put,) = rights.change(ID, ["user7"], NOW_MS).persist
+    meters.set_override("user7", 2)
+    assert ("before", ID, "user7") == put.where
+    assert [5, 5, 10] == [meters.ceiling(key, NOW_MS) for key in ("user7", "user8", "nobody")]
+    over_ms = NOW_MS + rights.terms.longest_wait_ms(HOUR_MS)
+    assert [put.where] == [put.where for put in rights.tend(over_ms).persist if put.record is None]
+    assert 2 == meters.ceiling("user7", over_ms)
+
+
+def test_earlier_max_of_all_counts_for_who_has_none_of_his_own() -> None:
+    """Also for a key that had one until lately: the larger of what it had."""
+    rights, meters = node("a")
+    meters.set_max(10, {"alice": 50, "bob": 5})
+    rights.change(ID, [None], NOW_MS)
+    meters.set_max(3, {"alice": 50, "bob": 5})
+    rights.change(ID, ["alice"], NOW_MS)
+    meters.set_override("alice", None)
+    assert [50, 5, 10] == [meters.ceiling(key, NOW_MS) for key in ("alice", "bob", "nobody")]
+
+
 def test_roster_that_was_read_long_ago_is_not_adopted() -> None:
     """Somebody may have been declared stopped since, and others may have begun to wait for it."""
     rights, _ = node("a", 12)

@@ -155,16 +155,16 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """The `max` and the overrides that a limit had before they were changed, until nobody can have used by them."""
+    """The `max` that a key, or (None) all without one of their own, had until lately: while somebody may use by it."""
 
     id: MetersId
+    key: str | None
     until_ms: int
     max: int
-    overrides: tuple[tuple[str, int], ...]
 
 
 Record = Lent | Standing | Handover | Before
-Place = LoanId | tuple[str, int] | tuple[str, MetersId] | str
+Place = LoanId | tuple[str, int] | tuple[str, MetersId, str | None] | str
 
 
 class Put(NamedTuple):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from postmeter.core.effects import Accepted, Before, Excess, Handover, Place, Put, Ready, Send
 from postmeter.core.loans import Borrowed, Loans
-from postmeter.core.meters import MetersId
+from postmeter.core.meters import UNLIMITED, MetersId
 from postmeter.core.roster import Members, transfers
 from postmeter.core.shared import NEVER_MS, SharedLedger, SharedMeters
 
@@ -33,7 +33,7 @@ class HandingOver(Loans):
     def __init__(self, ledger: SharedLedger, incarnation: int) -> None:
         super().__init__(ledger, incarnation)
         self.owed: dict[tuple[str, int], Handover] = {}
-        self._before: dict[MetersId, Before] = {}
+        self._before: dict[tuple[MetersId, str | None], Before] = {}
         self._announced: dict[int, Members] = {}
         self._read_ms = 0
 
@@ -163,24 +163,33 @@ class HandingOver(Loans):
                 loan.accepted = True
         return Ready([Put((source, message.generation), None)])
 
-    def change(self, id: MetersId, now_ms: int) -> Ready:
-        """To be called just before `max` or the overrides of these meters are changed: remember them for a while."""
-        meters = self.ledger.shared(id)
+    def change(self, id: MetersId, keys: Iterable[str | None], now_ms: int) -> Ready:
+        """To be called just before the `max` of these keys is changed (None: of all that have none of their own)."""
+        meters, ready = self.ledger.shared(id), Ready()
         if meters is None or not (meters.max or meters.overrides):
-            return Ready()
-        until_ms, earlier = now_ms + self.terms.longest_wait_ms(id.window_ms), self._before.get(id)
-        max_before, overrides = meters.max, dict(meters.overrides)
-        if earlier is not None:
-            others = dict(earlier.overrides)
-            overrides = {key: max(meters.max_of(key), others.get(key, earlier.max)) for key in {*overrides, *others}}
-            max_before = max(max_before, earlier.max)
-        before = Before(id, until_ms, max_before, tuple(sorted(overrides.items())))
-        self._before[id] = before
-        meters.before = [before]
-        return Ready([Put(("before", id), before)])
+            return ready
+        until_ms, changed = now_ms + self.terms.longest_wait_ms(id.window_ms), set(keys)
+        if None in changed:
+            changed |= {key for key in meters.before if key not in meters.overrides}
+        for key in changed:
+            top = meters.max if key is None else meters.max_of(key)
+            before = Before(id, key, until_ms, max(meters.earlier(key, now_ms), top if top < UNLIMITED else 0))
+            self._before[id, key] = meters.before[key] = before
+            ready.persist.append(Put(("before", id, key), before))
+        return ready
+
+    def _forget_changes(self, now_ms: int) -> Ready:
+        """Nobody can be using by an earlier `max` any more."""
+        over = [where for where, before in self._before.items() if before.until_ms <= now_ms]
+        for id, key in over:
+            del self._before[id, key]
+            meters = self.ledger.shared(id)
+            if meters is not None:
+                del meters.before[key]
+        return Ready([Put(("before", *where), None) for where in over])
 
     def _let_go(self, now_ms: int) -> None:
-        """Forget unclean starts, earlier limits and generations that no longer matter; shares may rise by that."""
+        """Forget unclean starts and generations that no longer matter; shares may rise by that."""
         longest_ms = self._longest(self.terms.toll_wait_ms)
         if self.roster.unclean_ms is not None and now_ms - self.roster.unclean_ms > longest_ms:
             self.roster.unclean_ms = None

@@ -15,7 +15,7 @@ carries it, and the caller answers after a flush, or calls `undo` and answers wi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple
@@ -27,6 +27,8 @@ from postmeter.core.request import STAGES, Layout, Request, attribute, number
 from postmeter.core.rule import ChargeAt, Reading, Rule, mark, once_mark
 from postmeter.core.shared import SharedMeters
 from postmeter.defaults import REPEATS_MAX
+
+Changing = Callable[[MetersId, Collection[str | None]], object]
 
 _stage = attribute("protocol_state")
 
@@ -96,11 +98,11 @@ class Policy:
         """What the limits count."""
         return {meters.id for rule in self._rules for meters in rule.meters}
 
-    def apply_overrides(self, wall_s: float, changing: Callable[[MetersId], object] = lambda _: None) -> float:
+    def apply_overrides(self, wall_s: float, changing: Changing = lambda *_: None) -> float:
         """Put `max` and the overrides that are in force at this time (seconds since 1970) into the meters.
 
-        `changing` is called before they are changed for some meters. Returns when this is to be called again: when the
-        next override ends, or infinity.
+        `changing` is called before they are changed for some meters, with the keys (None: all without an override).
+        Returns when this is to be called again: when the next override ends, or infinity.
         """
         ends = [o.until_s for limit in self.limits for o in limit.overrides.values() if o.until_s is not None]
         for rule in self._rules:
@@ -111,23 +113,24 @@ class Policy:
                 for key, by_window in in_force.items():
                     if window_ms in by_window:
                         of_keys[key] = by_window[window_ms]
-                if (max, of_keys) != (meters.max, meters.overrides):
-                    changing(meters.id)
+                changed: set[str | None] = {key for key, _ in of_keys.items() ^ meters.overrides.items()}
+                if max != meters.max:
+                    changed.add(None)
+                if changed:
+                    changing(meters.id, changed)
                     meters.set_max(max, of_keys)
                 if isinstance(meters, SharedMeters):
                     meters.overdraft = rule.limit.overdraft
         return min((end for end in ends if end > wall_s), default=inf)
 
-    def change_overrides(
-        self, changes: Mapping[str, Mapping[str, Override | None]], changing: Callable[[MetersId], object]
-    ) -> None:
+    def change_overrides(self, changes: Mapping[str, Mapping[str, Override | None]], changing: Changing) -> None:
         """Put overrides into force, by limit and key; None for what is not any more. `changing` as above."""
         for rule in self._rules:
             for key, override in changes.get(rule.limit.name, {}).items():
                 for meters in rule.meters:
                     max = override.max.get(meters.id.window_ms) if override is not None else None
                     if meters.overrides.get(key) != max:
-                        changing(meters.id)
+                        changing(meters.id, [key])
                         meters.set_override(key, max)
 
     def decide(self, request: Request, now_ms: int) -> Decision:

@@ -45,7 +45,6 @@ from postmeter.core.effects import (
     Meter,
     Offer,
     Place,
-    Put,
     Ready,
     Record,
     Return,
@@ -84,15 +83,14 @@ class Rights(Lending, Borrowing, HandingOver):
         elif isinstance(record, Handover) and isinstance(where, tuple) and isinstance(where[0], str):
             self.owed[where[0], record.generation] = record
         elif isinstance(record, Before):
-            self._before[record.id] = record
+            self._before[record.id, record.key] = record
 
     def _open(self, meters: SharedMeters) -> None:
         """Meters come into being: tell them what is lent and borrowed on them."""
         meters.wake = self._wake
         if not self.confirmed:
             meters.wake_at(self.spend_until_ms(meters))
-        if meters.id in self._before:
-            meters.before.append(self._before[meters.id])
+        meters.before = {key: before for (id, key), before in self._before.items() if id == meters.id}
         for (id, key), book in self.books.items():
             if id == meters.id:
                 meters.move(key, book.lent_sum - book.living_sum)
@@ -146,14 +144,14 @@ class Rights(Lending, Borrowing, HandingOver):
         self._now_ms = now_ms
         for meters in self._meters():
             meters.tidy()
-        roster = self.roster
-        changing = len(roster.generations) > 2 or roster.unclean_ms is not None or self._before
+        changing = len(self.roster.generations) > 2 or self.roster.unclean_ms is not None
         if changing or any(len(meters.opens) > 1 for meters in self._meters()):
             self._let_go(now_ms)
         ready = Ready()
         if now_ms >= self._repeat_ms:
             self._repeat_ms = now_ms + HANDOVER_REPEAT_MS
             ready.send += [Send(node, handover) for (node, _), handover in self.owed.items()]
+            ready.add(self._forget_changes(now_ms))
         self._close_questions(now_ms)
         while self._due and self._due[0][0] <= now_ms:
             due_ms, meter = heappop(self._due)
@@ -162,9 +160,6 @@ class Rights(Lending, Borrowing, HandingOver):
                 book.due_ms = NEVER_MS
                 ready.add(self._attend(meter, book, now_ms))
         ready.add(self._adopt_announced(now_ms))
-        for id in [id for id, before in self._before.items() if before.until_ms <= now_ms]:
-            del self._before[id]
-            ready.persist.append(Put(("before", id), None))
         return ready
 
     def _attend(self, meter: Meter, book: Book, now_ms: int) -> Ready:

@@ -84,8 +84,8 @@ class SharedMeters(Meters):
     to loans that are over: by slice, what was admitted there by them. It counts as borrowed as long as its slice
     counts, so that it can never be used again. `living` counts the borrowed loans of a row that are not over yet.
     `overdraft` is the part of its base share that a node may exceed its allowance by while `ledger.isolated`. `before`
-    is the earlier `max` while somebody may still be using by it. `suspended`: nothing may be charged. `wake` is called
-    with the time when `wake_ms` is over, and returns the next.
+    has what `max` was, by key, while somebody may still be using by it. `suspended`: nothing may be charged. `wake` is
+    called with the time when `wake_ms` is over, and returns the next.
     """
 
     __slots__ = (
@@ -111,7 +111,7 @@ class SharedMeters(Meters):
         self.opens: list[Members] = []
         self.overdraft = 0.0
         self.suspended = False
-        self.before: list[Before] = []
+        self.before: dict[str | None, Before] = {}
         self.wake_ms = NEVER_MS
         self.wake: Callable[[SharedMeters, int], int] = lambda meters, now_ms: NEVER_MS
         super().__init__(id, keys)
@@ -146,7 +146,6 @@ class SharedMeters(Meters):
         ledger = self.ledger
         window_ms, terms = self.id.window_ms, ledger.terms
         self.opens = ledger.roster.open(now_ms, terms.longest_wait_ms(window_ms), terms.toll_wait_ms(window_ms))
-        self.before = [before for before in self.before if before.until_ms > now_ms]
         self._set_quick()
 
     def _set_quick(self) -> None:
@@ -182,12 +181,14 @@ class SharedMeters(Meters):
 
     def ceiling(self, key: str, now_ms: int) -> int:
         """The largest `max` that a node may have used by within the window."""
-        ceiling = self.max_of(key)
-        for before in self.before:
-            earlier = dict(before.overrides).get(key, before.max)
-            if before.until_ms > now_ms and ceiling < earlier < UNLIMITED:
-                ceiling = earlier
-        return ceiling
+        return max(self.max_of(key), self.earlier(key, now_ms))
+
+    def earlier(self, key: str | None, now_ms: int) -> int:
+        """The largest `max` that was changed of late; 0: none. `key` None is for all that have none of their own."""
+        before = self.before.get(key)
+        if before is None and key not in self.overrides:
+            before = self.before.get(None)
+        return before.max if before is not None and now_ms < before.until_ms else 0
 
     def toll(self, key: str) -> int:
         """What is assumed to be used because of unclean stops within the window.

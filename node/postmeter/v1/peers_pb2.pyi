@@ -283,15 +283,13 @@ class NodeNumber(_message.Message):
     def __init__(self, node: _Optional[str] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Before(_message.Message):
-    __slots__ = ("meters", "until_ms", "max", "keys", "maxes")
+    __slots__ = ("meters", "until_ms", "max", "key")
     METERS_FIELD_NUMBER: _ClassVar[int]
     UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
     MAX_FIELD_NUMBER: _ClassVar[int]
-    KEYS_FIELD_NUMBER: _ClassVar[int]
-    MAXES_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
     meters: int
     until_ms: int
     max: int
-    keys: _containers.RepeatedScalarFieldContainer[int]
-    maxes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, meters: _Optional[int] = ..., until_ms: _Optional[int] = ..., max: _Optional[int] = ..., keys: _Optional[_Iterable[int]] = ..., maxes: _Optional[_Iterable[int]] = ...) -> None: ...
+    key: int
+    def __init__(self, meters: _Optional[int] = ..., until_ms: _Optional[int] = ..., max: _Optional[int] = ..., key: _Optional[int] = ...) -> None: ...
