@@ -35,10 +35,12 @@ TIDY_INTERVAL_S = 1.0
 REPEATS_MAX = 100_000
 
 # --- rights of a cluster ----------------------------------------------------------------------------------------------
-# Half of `max` is dealt in chunks, so that who needs much among many nodes has few to ask: up to 7 nodes all have the
-# same; of 200 among 100 nodes, four have 26 and all others 1. Every node must deal alike: never change these.
+# A quarter of `max` is dealt in chunks, so that who needs much among many nodes has few to ask: up to 7 nodes all have
+# the same; of 200 among 100 nodes, two have 26 or 27 and all others 1 or 2. Every node must deal alike: never change
+# these. More in chunks is good for senders who stay with one node, less for those who roam.
 SHARE_CHUNK_NODES_MIN = 8
 SHARE_CHUNK_MAX = 25
+SHARE_SINGLES = 3
 # How long a borrower may spend: this, or a part of a longer window. The lender waits for a window more, so shorter
 # loans would not come back much sooner, and would have to be asked for more often.
 LOAN_MS = 15 * 60_000

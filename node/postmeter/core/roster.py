@@ -33,7 +33,7 @@ from hashlib import blake2b
 
 from postmeter.core.effects import Meter, Standing
 from postmeter.core.meters import UNLIMITED
-from postmeter.defaults import SHARE_CHUNK_MAX, SHARE_CHUNK_NODES_MIN
+from postmeter.defaults import SHARE_CHUNK_MAX, SHARE_CHUNK_NODES_MIN, SHARE_SINGLES
 
 Members = tuple[str, ...]
 
@@ -56,16 +56,16 @@ def share(max: int, members: Members, node: str, meter: Meter) -> int:
     """A node's part of `max`. The parts sum to `max`, and each grows with `max`: nodes may learn of it any time.
 
     Units are dealt one after the other in a fixed sequence, of which `max` is the length. A round gives a chunk to the
-    next node in the order of the meter, and as many units again one by one. So among a few nodes all have the same;
-    among many a few *homes* have half of a small `max`, so that few need to be asked for it, and the other half lies
-    wherever the next message may arrive. UNLIMITED is not divided.
+    next node in the order of the meter, and three times as many units one by one. So among a few nodes all have the
+    same; among many a few *homes* have a quarter of a small `max`, so that few need to be asked for it, and the rest
+    lies wherever the next message may arrive. UNLIMITED is not divided.
     """
     if node not in members:
         return 0
     if max >= UNLIMITED:
         return max
     count = len(members)
-    if max % (2 * count * _chunk(count)) == 0:
+    if max % (sum(_deal(count)) * count) == 0:
         return max // count
     return _part(max, count, order(meter, members).index(node))
 
@@ -78,17 +78,21 @@ def least_share(max: int, count: int) -> int:
 
 def _part(max: int, count: int, place: int) -> int:
     """What the node at this place has: chunks are dealt from the first place on, single units from the last."""
-    chunk = _chunk(count)
-    rounds, rest = divmod(max, 2 * chunk)
-    singles = rounds * chunk + (rest - chunk if rest > chunk else 0)
+    chunk, single = _deal(count)
+    rounds, rest = divmod(max, chunk + single)
+    singles = rounds * single + (rest - chunk if rest > chunk else 0)
     part = chunk * _dealt(rounds, count, place) + _dealt(singles, count, count - 1 - place)
     if place == rounds % count:
         part += rest if rest < chunk else chunk
     return part
 
 
-def _chunk(count: int) -> int:
-    return min(SHARE_CHUNK_MAX, count) if count >= SHARE_CHUNK_NODES_MIN else 1
+def _deal(count: int) -> tuple[int, int]:
+    """In one round: how many units go to one node, and how many are dealt one by one."""
+    if count < SHARE_CHUNK_NODES_MIN:
+        return 1, 1
+    chunk = min(SHARE_CHUNK_MAX, count)
+    return chunk, SHARE_SINGLES * chunk
 
 
 def _dealt(units: int, count: int, place: int) -> int:
