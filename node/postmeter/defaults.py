@@ -36,7 +36,7 @@ REPEATS_MAX = 100_000
 
 # --- rights of a cluster ----------------------------------------------------------------------------------------------
 # A quarter of `max` is dealt in chunks, so that who needs much among many nodes has few to ask: up to 7 nodes all have
-# the same; of 200 among 100 nodes, two have 26 or 27 and all others 1 or 2. Every node must deal alike: never change
+# the same; of 200 among 100 nodes, two have 26 and all others 1 or 2. Every node must deal alike: never change
 # these. More in chunks is good for senders who stay with one node, less for those who roam.
 SHARE_CHUNK_NODES_MIN = 8
 SHARE_CHUNK_MAX = 25
