@@ -29,7 +29,7 @@ lint: $(READY) ## check style and types
 
 bench: $(READY) ## measure the agent beside a C echo server, postfwd and policyd-rate-limit
 	@tests/packages.sh
-	$(BIN)/python -m tests.bench
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m tests.bench
 
 RUNS ?= 3
 cluster-test: $(READY) ## real clusters while their network is cut and their nodes die, a quarter of an hour: as root

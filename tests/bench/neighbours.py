@@ -3,8 +3,8 @@
     found = measure_neighbours(directory, binary, seconds, rounds)      # a Neighbours
 
 One agent of a cluster of six is asked at half the rate that it can do, evenly spaced (load.c -R). The five others are
-in one process (pushing.py), on the generator's core. They are idle, and push UPDATES_PER_S counter updates a second, by
-turns.
+in one process (pushing.py), on the generator's core, with the lowest priority. They are idle, and push UPDATES_PER_S
+counter updates a second, by turns.
 """
 
 from __future__ import annotations
@@ -114,6 +114,8 @@ def _pushing(node: str, listen: list[str]) -> Iterator[_Peers]:
     command = [sys.executable, "-m", "tests.bench.pushing", NODE, node, *listen]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         os.sched_setaffinity(process.pid, {LOAD_CORE})
+        # What is measured is the agent: the generator must not wait for them.
+        os.setpriority(os.PRIO_PROCESS, process.pid, 19)
         assert process.stdout is not None
         process.stdout.readline()
         # It ends when its standard input does.
