@@ -35,7 +35,7 @@ class Watch:
 
     def __init__(self, rights: Rights) -> None:
         self.rights = rights
-        self._returned: dict[LoanId, int] = {}
+        self._returned: dict[tuple[LoanId, int], int] = {}
         self._handed: dict[str, int] = {}
         self._generation = -1
         self._excess: dict[Meter, Excess] = {}
@@ -44,12 +44,13 @@ class Watch:
         """The node does not contradict itself. `tended_ms`: when it was last tended; what was over then is gone."""
         rights = self.rights
         rights.roster.check_invariants()
-        returned: dict[LoanId, int] = {}
+        # A question that comes again after all was given back begins another loan of that name; nobody borrows it.
+        returned: dict[tuple[LoanId, int], int] = {}
         excess: dict[Meter, Excess] = {}
         for meter, book in rights.books.items():
             _check_book(rights, meter, book, tended_ms)
-            returned |= {id: lent.returned for id, lent in book.lent.items()}
-            returned |= {id: loan.returned for id, loan in book.borrowed.items()}
+            returned |= {(id, lent.back_ms): lent.returned for id, lent in book.lent.items()}
+            returned |= {(id, loan.until_ms): loan.returned for id, loan in book.borrowed.items()}
             meters = rights.ledger.shared(meter[0])
             more = _excess(meters, meter[1], book) if meters is not None else None
             if more is not None:
@@ -61,8 +62,8 @@ class Watch:
         assert len(rights.questions) <= QUESTIONS_MAX + len(rights.roster.members), "questions are bounded"
         assert all(question.until_ms > tended_ms for question in rights.questions.values()), "an old question is open"
         assert all(node not in rights.roster.stopped for node, _ in rights.owed), "owed to a stopped node"
-        for id, amount in returned.items():
-            assert self._returned.get(id, 0) <= amount, f"{id}: less is returned than before"
+        for loan_and_end, amount in returned.items():
+            assert self._returned.get(loan_and_end, 0) <= amount, f"{loan_and_end[0]}: less is returned than before"
         if not self._roster_has_changed():
             for meter, now in excess.items():
                 before = self._excess.get(meter, now)
