@@ -23,9 +23,11 @@ class Excess(NamedTuple):
     """What is used beyond what may be, when the base, less the toll, was this and these loans were known.
 
     It grows when the base falls; and when loans that are over were to become part of one whose answer was lost.
+    `changed_ms` tells changes of `max`: between two looks the base may have risen and fallen.
     """
 
     base: int
+    changed_ms: int
     amount: int
     borrowed: set[LoanId]
 
@@ -68,6 +70,7 @@ class Watch:
             for meter, now in excess.items():
                 before = self._excess.get(meter, now)
                 excused = now.base < before.base or not before.borrowed <= now.borrowed
+                excused |= now.changed_ms != before.changed_ms
                 assert excused or now.amount <= max(0, before.amount), f"{meter[1]}: {now.amount} used without rights"
         self._returned, self._excess = returned, excess
 
@@ -104,12 +107,13 @@ def _check_book(rights: Rights, meter: Meter, book: Book, tended_ms: int) -> Non
 def _excess(meters: SharedMeters, key: str, book: Book) -> Excess | None:
     """What is used without rights to it; None where that may be, because a handover plays a part or an overdraft."""
     row, base = meters.row_of(key), meters.base(key) - meters.toll(key)
+    changed_ms = max((before.until_ms for of, before in meters.before.items() if of in (key, None)), default=0)
     if meters.overdraft or book.lent_sum > base or any(loan.generation >= 0 for loan in book.borrowed.values()):
         return None
     if row is None:
-        return Excess(base, 0, set(book.borrowed))
+        return Excess(base, changed_ms, 0, set(book.borrowed))
     meters.settle(row)
-    return Excess(base, meters.used[row] - base, set(book.borrowed))
+    return Excess(base, changed_ms, meters.used[row] - base, set(book.borrowed))
 
 
 def check_cluster(nodes: Mapping[str, tuple[Rights, int]], meters: Iterable[Meter], max: Mapping[Meter, int]) -> None:
