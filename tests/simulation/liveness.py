@@ -32,7 +32,7 @@ def check(seed: int, steps: int, story: list[str] | None = None) -> str:
     news = tell_news(world)
     if news:
         return news
-    wait_ms = max(world.terms.longest_wait_ms(window_ms) for _, window_ms in world.limits.values())
+    wait_ms = max(world.terms.stopped_wait_ms(window_ms) for _, window_ms in world.limits.values())
     world.advance(3 * wait_ms + 5_000)
     return look(world) or look_at_views(world) or use_all(world) or forget_all(world)
 

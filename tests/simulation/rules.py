@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
-from postmeter.core.effects import Answer, Ask, Lent, LoanId, Ready
+from postmeter.core.effects import Answer, Lent, LoanId, Ready
 from postmeter.core.loans import Question
 from postmeter.core.meters import Meters
 from postmeter.core.rights import Rights
@@ -156,21 +156,9 @@ def _spend_for_ever(self: Rights, meters: SharedMeters) -> int:
     return 1 << 62
 
 
-def _lend_unconfirmed(self: Rights, source: str, ask: Ask, now_ms: int) -> Ready:
-    confirmed, self.confirmed = self.confirmed, True
-    try:
-        return _on_ask(self, source, ask, now_ms)
-    finally:
-        self.confirmed = confirmed
-
-
 def _lend_all_that_is_spare(self: Rights, meter: Any, now_ms: int) -> int:
-    return max(0, self.spare(meter, now_ms)) if _may_lend(self, meter) else 0
-
-
-def _may_lend(self: Rights, meter: Any) -> bool:
     meters = self.ledger.shared(meter[0])
-    return self.confirmed and meters is not None and meters.spends
+    return max(0, self.spare(meter, now_ms)) if meters is not None and meters.spends else 0
 
 
 def _never_refused(self: World, stored: Any, registered: Any) -> str:
@@ -237,6 +225,10 @@ RULES: dict[str, Rule] = {
     "stopped nodes linger": _rule(
         "a stopped node counts as gone only after the wait", (Roster, "_spends", _gone_at_once)
     ),
+    "stopped nodes are waited for a lifetime longer": _rule(
+        "... that is two lifetimes, because what is lent may stand on what was handed over to it",
+        (Terms, "stopped_wait_ms", Terms.longest_wait_ms),
+    ),
     "ended loans stay ended": _rule(
         "a loan begins only by an open question", (Rights, "_on_answer", _answer_without_question)
     ),
@@ -258,6 +250,10 @@ RULES: dict[str, Rule] = {
         "what is lent beyond the new share is handed over, and its loan is kept until that is back",
         (Rights, "_held", _nothing_held),
     ),
+    "what is lent is handed over once": _rule(
+        "what stands on the loan of one handover already is no excess in the next",
+        (Rights, "_handed_over", lambda self, meter, but=None: 0),
+    ),
     "loans cover only what was admitted": _rule(
         "a loan that is over counts as borrowed only for usage, and as long as that counts",
         (SharedMeters, "cover", _cover_anything),
@@ -276,7 +272,6 @@ RULES: dict[str, Rule] = {
         "after a start, without the roster, nothing is spent one lifetime after the last sign of life",
         (Rights, "spend_until_ms", _spend_for_ever),
     ),
-    "unconfirmed nodes do not lend": _rule("... and nothing is lent", (Rights, "_on_ask", _lend_unconfirmed)),
     "removed nodes admit nothing": _rule(
         "a node that is not in the roster spends nothing", (Rights, "_refresh", _spends_though_removed)
     ),

@@ -122,7 +122,7 @@ class HandingOver(Loans):
         those whose share of the new one rises deduct the excess, too; nobody uses that.
         """
         meter = (meters.id, key)
-        beyond = max(-self.spare(meter, now_ms), self._held(meter))
+        beyond = max(-self.spare(meter, now_ms), self._held(meter) - self._handed_over(meter))
         number, lifetime_ms = self.roster.generation, self._lifetime_ms(meter)
         ceiling = meters.ceiling(key, now_ms)
         for top in sorted({ceiling, meters.max_of(key)}, reverse=True):
@@ -193,12 +193,12 @@ class HandingOver(Loans):
         longest_ms = self._longest(self.terms.toll_wait_ms)
         if self.roster.unclean_ms is not None and now_ms - self.roster.unclean_ms > longest_ms:
             self.roster.unclean_ms = None
-        self.roster.prune(now_ms, self._longest(self.terms.longest_wait_ms), longest_ms)
+        self.roster.prune(now_ms, self._longest(self.terms.stopped_wait_ms), longest_ms)
         self._refresh(now_ms)
 
     def is_settled(self, now_ms: int) -> bool:
         """Whether nobody can be spending by an older generation any more: shares are what they are to be."""
-        waits_ms = self._longest(self.terms.longest_wait_ms), self._longest(self.terms.toll_wait_ms)
+        waits_ms = self._longest(self.terms.stopped_wait_ms), self._longest(self.terms.toll_wait_ms)
         return len(self.roster.open(now_ms, *waits_ms)) == 1
 
     def _longest(self, wait_ms: Callable[[int], int]) -> int:

@@ -125,15 +125,15 @@ def check_cluster(nodes: Mapping[str, tuple[Rights, int]], meters: Iterable[Mete
         )
         for name, (rights, now_ms) in nodes.items():
             book = rights.books.get(meter)
-            for id, loan in book.borrowed.items() if book is not None else ():
-                if loan.lender in nodes:
+            for id, loan in book.borrowed.items() if book is not None and _spends(rights, meter, now_ms) else ():
+                if loan.lender in nodes and loan.left:
                     _check_loan(name, id, loan, nodes[loan.lender][0], now_ms)
 
 
 def _usable(rights: Rights, meter: Meter, now_ms: int) -> int:
     """What the node may use by now, if it is not used yet: its base that is not lent, and loans that live."""
     meters, book = rights.ledger.shared(meter[0]), rights.books.get(meter)
-    if meters is None or not meters.spends or _is_suspended(rights, meters, now_ms):
+    if meters is None or not _spends(rights, meter, now_ms):
         return 0
     usable = meters.base(meter[1])
     if book is not None:
@@ -142,15 +142,17 @@ def _usable(rights: Rights, meter: Meter, now_ms: int) -> int:
     return max(0, usable)
 
 
-def _is_suspended(rights: Rights, meters: SharedMeters, now_ms: int) -> bool:
-    return not rights.confirmed and now_ms >= rights.spend_until_ms(meters)
+def _spends(rights: Rights, meter: Meter, now_ms: int) -> bool:
+    meters = rights.ledger.shared(meter[0])
+    return meters is not None and meters.spends and (rights.confirmed or now_ms < rights.spend_until_ms(meters))
 
 
 def _check_loan(name: str, id: LoanId, loan: Borrowed, lender: Rights, now_ms: int) -> None:
+    """A loan of which something is left. If all was given back, the lender may have begun another one of that name."""
     key, theirs = loan.meter[1], lender.books.get(loan.meter)
     lent = theirs.lent.get(id) if theirs is not None else None
     if lent is None:
-        over = not loan.left or not loan.accepted or loan.until_ms <= now_ms
+        over = not loan.accepted or loan.until_ms <= now_ms
         assert over, f"{key}: {name} spends a loan that {loan.lender} does not know of"
         return
     assert lent.amount == loan.amount, f"{key}: {name} has changed what {loan.lender} lent"

@@ -44,7 +44,7 @@ class Lending(Loans):
 
         The base has fallen then. What a handover lent for that ends, and nothing that rests on it must outlive it.
         """
-        return self.confirmed and lifetime_ms <= self._lifetime_ms(meter) and not self._held(meter)
+        return lifetime_ms <= self._lifetime_ms(meter) and not self._held(meter)
 
     def _expected_ms(self, meter: Meter, now_ms: int) -> int:
         """How long until this node may have something to lend, if nobody gives anything back."""

@@ -168,7 +168,7 @@ class Loans:
     def lendable(self, meter: Meter, now_ms: int) -> int:
         """What the node has to spare, but nothing that it borrowed: only its own base."""
         meters = self.ledger.shared(meter[0])
-        if meters is None or not (self.confirmed and meters.spends):
+        if meters is None or not meters.spends:
             return 0
         book = self.books.get(meter)
         of_base = meters.base(meter[1]) - (book.lent_sum if book is not None else 0)
@@ -259,8 +259,13 @@ class Loans:
         """What of that stands on this loan."""
         if loan.generation < 0:
             return 0
-        alike = [other for other in self.books[loan.meter].borrowed.values() if other.generation >= 0]
-        return max(0, self._held(loan.meter) - sum(other.free(0) for other in alike if other is not loan))
+        return max(0, self._held(loan.meter) - self._handed_over(loan.meter, loan))
+
+    def _handed_over(self, meter: Meter, but: Borrowed | None = None) -> int:
+        """What came with handovers, and no usage stands on."""
+        book = self.books.get(meter)
+        loans = book.borrowed.values() if book is not None else ()
+        return sum(loan.free(0) for loan in loans if loan.generation >= 0 and loan is not but)
 
     def _drop_borrowed(self, id: LoanId, loan: Borrowed) -> None:
         meters = self.ledger.shared(loan.meter[0])

@@ -15,8 +15,8 @@ most the share in g, and these sum to `max`. Three rules make "j is open at i" t
 - a generation is adopted only when all living members of the one before the current have handed over: so a node that
   joins need only hear from those who are in the generation that it was born from. (Without it, one that is drained in
   generation 2 and has not noticed could spend beside one that joined in 3 and does not know it.)
-- a stopped node counts as gone only after lifetime + window + margin on the clock of each node that learns of it. A
-  node that is new itself begins to count then, and takes every stopped node of the roster into account.
+- a stopped node counts as gone only after two lifetimes + window + margin on the clock of each node that learns of it.
+  A node that is new itself begins to count then, and takes every stopped node of the roster into account.
 
 After an unclean stop a node does not know what it has used, on any meter, up to its toll: not even which meters. It
 cannot hand that over. So it tells how long ago that was, and others take it to spend by the older generation until one

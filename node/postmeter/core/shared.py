@@ -60,6 +60,14 @@ class Terms:
         """The same for any loan."""
         return self.wait_ms(window_ms, self.lifetime_ms(window_ms))
 
+    def stopped_wait_ms(self, window_ms: int) -> int:
+        """How long, from when it learns of it, a node must take one that is stopped to be spending.
+
+        What is lent beyond a new share may stand on a loan from the stopped node. The reading of the roster that it
+        came with is no more than a lifetime old then, and no older than the stop.
+        """
+        return self.wait_ms(window_ms, 2 * self.lifetime_ms(window_ms))
+
     def toll_wait_ms(self, window_ms: int) -> int:
         """How long, from a start after an unclean stop, what was lost then counts, by anybody's clock."""
         return window_ms + 3 * self.stretch_ms(window_ms) + self.margin_ms
@@ -145,7 +153,7 @@ class SharedMeters(Meters):
         """The roster has changed, or time has passed: find out which generations are open."""
         ledger = self.ledger
         window_ms, terms = self.id.window_ms, ledger.terms
-        self.opens = ledger.roster.open(now_ms, terms.longest_wait_ms(window_ms), terms.toll_wait_ms(window_ms))
+        self.opens = ledger.roster.open(now_ms, terms.stopped_wait_ms(window_ms), terms.toll_wait_ms(window_ms))
         self._set_quick()
 
     def _set_quick(self) -> None:
