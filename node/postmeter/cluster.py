@@ -114,9 +114,11 @@ class Cluster:
         self._begun.set()
 
     async def stop(self) -> None:
-        """Let peers hear no more of this node."""
-        if self.peers is not None:
+        """Let peers hear no more of this node, and keep what is borrowed for the next start. `run` still runs."""
+        if self.peers is not None and self.rights is not None:
             await self.peers.stop()
+            self._keeper.carry_out(self.rights.stop(self._clock.now_ms()))
+            await self._keeper.durable()
 
     def follow(self, generations: Mapping[int, Members], stopped: Iterable[str], addresses: Mapping[str, str]) -> None:
         """The roster as it is in etcd, and where nodes can be reached."""

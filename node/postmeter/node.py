@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from itertools import islice
 from math import inf
 from pathlib import Path
@@ -268,17 +269,23 @@ class Node:
     # --- running ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Flush and tidy up until `stop`. Raises StorageError if the last flush fails."""
+        """Flush and tidy up until `stop`. Raises StorageError if the last flush fails, and what ends the sharing."""
         tidying = asyncio.create_task(self._tidy())
         sharing = asyncio.create_task(self.cluster.run()) if self.cluster is not None else None
         try:
+            if sharing is not None:
+                sharing.add_done_callback(lambda _: self.stop())
             await self._flusher.run()
         finally:
             tidying.cancel()
             if sharing is not None and self.cluster is not None:
+                stopping = asyncio.create_task(self.cluster.stop())
+                await asyncio.wait({sharing, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 sharing.cancel()
-                await self.cluster.stop()
             self.storage.close()
+        if sharing is not None:
+            with suppress(asyncio.CancelledError):
+                await sharing
 
     def stop(self) -> None:
         """Let `run` end with everything stored. Nothing may be asked any more."""

@@ -10,7 +10,7 @@ import json
 
 from google.protobuf.message import DecodeError
 
-from postmeter.core.effects import Before, Handover, Lent, LoanId, Place, Record, Standing
+from postmeter.core.effects import Before, Borrowed, Handover, Lent, LoanId, Place, Record, Standing
 from postmeter.core.meters import MetersId
 from postmeter.errors import PeerError, StorageError
 from postmeter.messages import (
@@ -33,6 +33,8 @@ def write_record(record: Record) -> bytes:
             lent = pb.Lent(loan=write_loan(loan, tables), meters=tables.meters(id), key=tables.key(key))
             lent.amount, lent.back_ms, lent.returned = amount, back_ms, returned
             written.lent.CopyFrom(lent)
+        case Borrowed():
+            written.borrowed.CopyFrom(_write_borrowed(record, tables))
         case Handover():
             written.handover.CopyFrom(write_handover(record, tables))
         case Before(id, key, until_ms, max):
@@ -60,6 +62,8 @@ def _read_record(record: pb.Record) -> Record:
             lent = record.lent
             meter = tables.meter(lent.meters, lent.key)
             return Lent(read_loan(lent.loan, tables), meter, lent.amount, lent.back_ms, lent.returned)
+        case "borrowed":
+            return _read_borrowed(record.borrowed, tables)
         case "handover":
             generation, unclean_ms, excess = read_excess(record.handover, tables)
             return Handover(generation, excess, unclean_ms)
@@ -73,6 +77,38 @@ def _read_record(record: pb.Record) -> Record:
             return _read_standing(record.standing)
         case _:
             raise PeerError("its kind is not known to this version")
+
+
+def _write_borrowed(loan: Borrowed, tables: TablesWriter) -> pb.Borrowed:
+    id, key = loan.meter
+    return pb.Borrowed(
+        meters=tables.meters(id),
+        key=tables.key(key),
+        lender=loan.lender,
+        amount=loan.amount,
+        asked_ms=loan.asked_ms,
+        lifetime_ms=loan.lifetime_ms,
+        returned=loan.returned,
+        acknowledged=loan.acknowledged,
+        generation=loan.generation,
+        accepted=loan.accepted,
+        covers=loan.covers or {},
+    )
+
+
+def _read_borrowed(loan: pb.Borrowed, tables: TablesReader) -> Borrowed:
+    return Borrowed(
+        tables.meter(loan.meters, loan.key),
+        loan.lender,
+        loan.amount,
+        loan.asked_ms,
+        loan.lifetime_ms,
+        loan.returned,
+        loan.acknowledged,
+        loan.generation,
+        loan.accepted,
+        dict(loan.covers),
+    )
 
 
 def _write_standing(standing: Standing) -> pb.Standing:

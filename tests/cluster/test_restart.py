@@ -31,6 +31,22 @@ def test_usage_outlives_a_restart(workspace: Path, end: str) -> None:
         assert all(MAX == _known(cluster, user) for user in USERS)
 
 
+def test_a_clean_restart_costs_no_rights(workspace: Path) -> None:
+    """What a node has used by borrowed rights does not burden its own after that: the last message is admitted."""
+    most = 200
+    with Cluster(workspace, NODES[:2]) as cluster:
+        put_limit(cluster, most, window_s=3600)
+        cluster.start()
+        mx1 = cluster.agents["mx1"]
+        with sending(cluster, most, window_s=3600, nodes=["mx1"]):
+            until("rights were borrowed", lambda: all(_known(cluster, user) >= 0.6 * most for user in USERS))
+        assert all(_known(cluster, user) < most for user in USERS)
+        mx1.stop()
+        mx1.start()
+        with sending(cluster, most, window_s=3600, nodes=["mx1"]):
+            until("all is used", lambda: all(most == _known(cluster, user) for user in USERS))
+
+
 def _known(cluster: Cluster, user: str) -> int:
     """What all nodes say that a user has used; 0 if they do not agree."""
     [*known] = {sum(agent.used(user).get("per-user", {}).values()) for agent in cluster.agents.values()}

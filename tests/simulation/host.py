@@ -153,9 +153,13 @@ class Host:
 
     def stop(self) -> None:
         """A clean stop."""
-        self._guard(lambda: self._flush(clean=True))
+        self._guard(self._stop)
         if self.up:
             self.crash()
+
+    def _stop(self) -> None:
+        self._flush(clean=True)
+        self._do(self.rights.stop(self.now_ms()))
 
     # --- what happens to it -------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from postmeter.core.effects import (
     Answer,
     Ask,
     Before,
+    Borrowed,
     Excess,
     Handover,
     Lent,
@@ -85,6 +86,19 @@ heads = st.builds(
 pairs = st.lists(st.tuples(node_names, st.integers(-1, NUMBER_MAX)), max_size=3).map(tuple)
 records = (
     st.builds(Lent, loans, meters, numbers, numbers, numbers)
+    | st.builds(
+        Borrowed,
+        meters,
+        node_names,
+        numbers,
+        numbers,
+        numbers,
+        returned=numbers,
+        acknowledged=numbers,
+        generation=numbers | st.just(-1),
+        accepted=st.booleans(),
+        covers=st.dictionaries(numbers, numbers, max_size=3),
+    )
     | st.builds(
         Standing,
         node_names,

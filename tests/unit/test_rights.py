@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import postmeter.core.rights
-from postmeter.core.effects import Answer, Ask, LoanId, Ready, Return, Returned, Send
+from postmeter.core.effects import Answer, Ask, LoanId, Put, Ready, Return, Returned, Send
 from postmeter.core.identity import Identity, is_impostor, refusal
 from postmeter.core.invariants import Watch
 from postmeter.core.meters import MetersId
@@ -52,6 +52,28 @@ def test_untouched_meter_has_its_base_share_and_no_state() -> None:
     assert 5 == rights.spare(METER, NOW_MS)
     assert not rights.books
     assert not meters.keys.rows
+
+
+def test_a_clean_stop_loses_nothing_that_was_borrowed() -> None:
+    """After the next start the loan covers what was used, what is left of it is given back, and the disk forgets it."""
+    borrower, meters = node("a")
+    question = ask(borrower, 8)
+    (answer,) = node("b")[0].receive("a", question, NOW_MS).send
+    borrower.receive("b", answer.message, NOW_MS)
+    use(meters, 2)
+    kept = {place: record for place, record in borrower.stop(NOW_MS).persist if record is not None}
+
+    ledger = SharedLedger(borrower.roster, Terms())
+    borrower = Rights(ledger, 2, kept, alive_ms=NOW_MS)
+    again = ledger.open(ID)
+    assert isinstance(again, SharedMeters)
+    again.set_max(10, {})
+    use(again, 2)
+    assert Put(question.loan, None) in borrower.start(NOW_MS, clean=True).persist
+    Watch(borrower).check()
+    assert 5 == borrower.spare(METER, NOW_MS)
+    urgent = Ask(LoanId("b", 1, 1), METER, 6, True, NOW_MS, 1000)
+    assert Send("b", Return(question.loan, 1)) in borrower.receive("b", urgent, NOW_MS).send
 
 
 def test_loan_is_persisted_before_the_answer() -> None:

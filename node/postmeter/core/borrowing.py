@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
-from postmeter.core.effects import Answer, Ask, LoanId, Meter, Offer, Ready, Return, Returned, Send, join
-from postmeter.core.loans import Book, Borrowed, Loans, Question, Search
+from postmeter.core.effects import Answer, Ask, Borrowed, LoanId, Meter, Offer, Ready, Return, Returned, Send, join
+from postmeter.core.loans import Book, Loans, Question, Search
 from postmeter.core.meters import UNLIMITED
 from postmeter.core.roster import order, share
 from postmeter.core.shared import SharedMeters

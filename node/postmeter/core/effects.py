@@ -140,6 +140,45 @@ class Lent:
         return self.amount - self.returned
 
 
+@dataclass(slots=True)
+class Borrowed:
+    """A loan as its borrower sees it. It is a record only while the node is stopped, after a clean stop.
+
+    `generation` is the handover that it came with, -1 if it was asked for; `accepted` is False until the lender has
+    accepted that. `covers` is None while the loan lives, and then what it still stands for: slice -> amount.
+    """
+
+    meter: Meter
+    lender: str
+    amount: int
+    asked_ms: int
+    lifetime_ms: int
+    returned: int = 0
+    acknowledged: int = 0
+    generation: int = -1
+    accepted: bool = True
+    covers: dict[int, int] | None = None
+
+    @property
+    def until_ms(self) -> int:
+        """Nothing may be admitted by it from then on."""
+        return self.asked_ms + self.lifetime_ms
+
+    @property
+    def may_be_merged(self) -> bool:
+        """Whether it is over, and did not come with a handover."""
+        return self.covers is not None and self.generation < 0
+
+    @property
+    def left(self) -> int:
+        """What has not been given back."""
+        return self.amount - self.returned
+
+    def free(self, oldest: int) -> int:
+        """What is left but does not stand for anything in slices that still count."""
+        return self.left - sum(amount for number, amount in (self.covers or {}).items() if number >= oldest)
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """Where a node stands in the roster; see roster.py. One record, always written as a whole."""
@@ -163,7 +202,7 @@ class Before:
     max: int
 
 
-Record = Lent | Standing | Handover | Before
+Record = Lent | Borrowed | Standing | Handover | Before
 Place = LoanId | tuple[str, int] | tuple[str, MetersId, str | None] | str
 
 

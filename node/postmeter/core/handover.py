@@ -8,15 +8,14 @@ Such a loan lives as if it had been asked for when the roster was read: a node t
 long enough, by everybody who may get its share. So a reading is worth nothing when it is older than a loan may live.
 
     follow      the roster, as it is in etcd        change      a `max` was changed
-    start       after Rights(...), before anything else
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from postmeter.core.effects import Accepted, Before, Excess, Handover, Place, Put, Ready, Send
-from postmeter.core.loans import Borrowed, Loans
+from postmeter.core.effects import Accepted, Before, Borrowed, Excess, Handover, Place, Put, Ready, Send
+from postmeter.core.loans import Loans
 from postmeter.core.meters import UNLIMITED, MetersId
 from postmeter.core.roster import Members, transfers
 from postmeter.core.shared import NEVER_MS, SharedLedger, SharedMeters
@@ -36,17 +35,6 @@ class HandingOver(Loans):
         self._before: dict[tuple[MetersId, str | None], Before] = {}
         self._announced: dict[int, Members] = {}
         self._read_ms = 0
-
-    def start(self, now_ms: int, clean: bool) -> Ready:
-        """Begin to spend. After an unclean stop something may have been used that is not on the disk."""
-        self._now_ms = now_ms
-        if not clean:
-            self.ledger.tolls_ms.append(now_ms)
-            self.roster.unclean_ms = now_ms
-            for meters in self._meters():
-                meters.set_tolls(self.ledger.tolls_ms)
-        self._refresh(now_ms)
-        return Ready([Put(STANDING, self.roster.standing())])
 
     # --- the roster ---------------------------------------------------------------------------------------------------
 

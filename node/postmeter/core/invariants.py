@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from postmeter.core.effects import LoanId, Meter
-from postmeter.core.loans import Book, Borrowed
+from postmeter.core.effects import Borrowed, LoanId, Meter
+from postmeter.core.loans import Book
 from postmeter.core.meters import UNLIMITED
 from postmeter.core.rights import Rights
 from postmeter.core.shared import NEVER_MS, SharedMeters
@@ -138,8 +138,12 @@ def _usable(rights: Rights, meter: Meter, now_ms: int) -> int:
     usable = meters.base(meter[1])
     if book is not None:
         usable -= book.lent_sum
-        usable += sum(loan.left for loan in book.borrowed.values() if loan.until_ms > now_ms)
+        usable += sum(loan.left for loan in book.borrowed.values() if _lives(loan, now_ms))
     return max(0, usable)
+
+
+def _lives(loan: Borrowed, now_ms: int) -> bool:
+    return loan.covers is None and loan.until_ms > now_ms
 
 
 def _spends(rights: Rights, meter: Meter, now_ms: int) -> bool:
@@ -152,7 +156,7 @@ def _check_loan(name: str, id: LoanId, loan: Borrowed, lender: Rights, now_ms: i
     key, theirs = loan.meter[1], lender.books.get(loan.meter)
     lent = theirs.lent.get(id) if theirs is not None else None
     if lent is None:
-        over = not loan.accepted or loan.until_ms <= now_ms
+        over = not loan.accepted or not _lives(loan, now_ms)
         assert over, f"{key}: {name} spends a loan that {loan.lender} does not know of"
         return
     assert lent.amount == loan.amount, f"{key}: {name} has changed what {loan.lender} lent"

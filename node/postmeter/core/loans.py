@@ -1,7 +1,6 @@
 """What one node has lent and borrowed: the books, and what follows from them.
 
     Book        all that there is to know of one meter; exists only while there is something
-    Borrowed    a loan as its borrower sees it; as its lender sees it, it is a Lent of effects.py
     Loans       the books of a node: what can be used, what can be lent; loans begin, end, and are given back
 
 The life of a loan, by the borrower's clock from when it asked: until `until_ms` the rights can be used like the node's
@@ -19,50 +18,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from heapq import heappush
 
-from postmeter.core.effects import Lent, LoanId, Meter, Put, Ready, Return, Send
+from postmeter.core.effects import Borrowed, Lent, LoanId, Meter, Put, Ready, Return, Send
 from postmeter.core.meters import MetersId
 from postmeter.core.roster import Roster
 from postmeter.core.shared import NEVER_MS, SharedLedger, SharedMeters
 from postmeter.defaults import LOAN_LOOKS, LOANS_MAX, SEEK_PAUSE_MS_MAX
-
-
-@dataclass(slots=True)
-class Borrowed:
-    """A loan as its borrower sees it.
-
-    `generation` is the handover that it came with, -1 if it was asked for; `accepted` is False until the lender has
-    accepted that. `covers` is None while the loan lives, and then what it still stands for: slice -> amount.
-    """
-
-    meter: Meter
-    lender: str
-    amount: int
-    asked_ms: int
-    lifetime_ms: int
-    returned: int = 0
-    acknowledged: int = 0
-    generation: int = -1
-    accepted: bool = True
-    covers: dict[int, int] | None = None
-
-    @property
-    def until_ms(self) -> int:
-        """Nothing may be admitted by it from then on."""
-        return self.asked_ms + self.lifetime_ms
-
-    @property
-    def may_be_merged(self) -> bool:
-        """Whether it is over, and did not come with a handover."""
-        return self.covers is not None and self.generation < 0
-
-    @property
-    def left(self) -> int:
-        """What has not been given back."""
-        return self.amount - self.returned
-
-    def free(self, oldest: int) -> int:
-        """What is left but does not stand for anything in slices that still count."""
-        return self.left - sum(amount for number, amount in (self.covers or {}).items() if number >= oldest)
 
 
 @dataclass(slots=True)
@@ -222,14 +182,17 @@ class Loans:
         meters = self.ledger.shared(loan.meter[0])
         if meters is None or len(self._loans) >= LOANS_MAX:
             return
-        self._changed[loan.meter] = None
-        self._book(loan.meter).borrowed[id] = loan
-        self._loans[id] = loan
         heappush(self._ends.setdefault(loan.meter[0], []), (loan.until_ms, id))
         meters.hold(loan.meter[1], 1)
         meters.move(loan.meter[1], -loan.left)
         meters.wake_at(loan.until_ms)
-        self._attend_at(loan.meter, self._look_ms(loan, loan.until_ms))
+        self._set_borrowed(id, loan, loan.until_ms)
+
+    def _set_borrowed(self, id: LoanId, loan: Borrowed, now_ms: int) -> None:
+        self._changed[loan.meter] = None
+        self._book(loan.meter).borrowed[id] = loan
+        self._loans[id] = loan
+        self._attend_at(loan.meter, self._look_ms(loan, now_ms))
 
     def _end(self, loan: Borrowed, now_ms: int) -> None:
         """Nothing more may be admitted by a loan. It covers what was."""

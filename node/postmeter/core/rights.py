@@ -20,10 +20,10 @@ A loan has two cells: the lender writes `amount` and lifetime, the borrower writ
 
 Nothing is kept of a meter that is idle: rights drift back to base, and its `Book` goes away.
 
+    start       after Rights(...), before anything else     stop        after everything else
     seek        somebody needs rights: ask for them         replenish   ask ahead of need, after a flush
     receive     a peer said something                       tend        now and then: give back, repeat, forget
-    follow      the roster, as it is in etcd                start       after Rights(...), before anything else
-    change      a `max` was changed
+    follow      the roster, as it is in etcd                change      a `max` was changed
 
 Every step takes the time (ms, own clock, never going back) and returns `Ready`: see effects.py.
 """
@@ -31,6 +31,7 @@ Every step takes the time (ms, own clock, never going back) and returns `Ready`:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from heapq import heappop
 
 from postmeter.core.borrowing import Borrowing
@@ -39,21 +40,24 @@ from postmeter.core.effects import (
     Answer,
     Ask,
     Before,
+    Borrowed,
     Handover,
     Lent,
+    LoanId,
     Message,
     Meter,
     Offer,
     Place,
+    Put,
     Ready,
     Record,
     Return,
     Returned,
     Send,
 )
-from postmeter.core.handover import HandingOver
+from postmeter.core.handover import STANDING, HandingOver
 from postmeter.core.lending import Lending
-from postmeter.core.loans import Book, Borrowed
+from postmeter.core.loans import Book
 from postmeter.core.shared import NEVER_MS, SharedLedger, SharedMeters
 from postmeter.defaults import HANDOVER_REPEAT_MS
 
@@ -71,6 +75,7 @@ class Rights(Lending, Borrowing, HandingOver):
         super().__init__(ledger, incarnation)
         self._alive_ms = alive_ms
         self._repeat_ms = 0
+        self._kept: dict[LoanId, Borrowed] = {}
         for where, record in (records or {}).items():
             self._load(where, record)
         ledger.opened = self._open
@@ -80,6 +85,8 @@ class Rights(Lending, Borrowing, HandingOver):
     def _load(self, where: Place, record: Record) -> None:
         if isinstance(record, Lent):
             self._set_lent(record)
+        elif isinstance(record, Borrowed) and isinstance(where, LoanId):
+            self._kept[where] = record
         elif isinstance(record, Handover) and isinstance(where, tuple) and isinstance(where[0], str):
             self.owed[where[0], record.generation] = record
         elif isinstance(record, Before):
@@ -98,6 +105,42 @@ class Rights(Lending, Borrowing, HandingOver):
         for ends_ms, _ in self._ends.get(meters.id, ()):
             meters.wake_at(ends_ms)
         meters.refresh(self._now_ms)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self, now_ms: int, clean: bool) -> Ready:
+        """Begin to spend. After an unclean stop something may have been used that is not on the disk."""
+        self._now_ms = now_ms
+        if not clean:
+            self.ledger.tolls_ms.append(now_ms)
+            self.roster.unclean_ms = now_ms
+            for meters in self._meters():
+                meters.set_tolls(self.ledger.tolls_ms)
+        self._refresh(now_ms)
+        ready = Ready([Put(STANDING, self.roster.standing())])
+        for id, loan in self._kept.items():
+            known = self.ledger.shared(loan.meter[0])
+            if known is not None:
+                covers = known.cover(loan.meter[1], loan.left, now_ms, again=loan.covers or {})
+                self._set_borrowed(id, replace(loan, covers=covers), now_ms)
+            ready.persist.append(Put(id, None))
+        self._kept.clear()
+        return ready
+
+    def stop(self, now_ms: int) -> Ready:
+        """End all that is borrowed, and keep it for the next start: what it covers, and what is to be given back.
+
+        The next start takes it off the disk before it says anything. Nothing may be charged or received any more.
+        """
+        ready = Ready()
+        for id, loan in self._loans.items():
+            if isinstance(loan, Borrowed):
+                if loan.covers is None:
+                    self._end(loan, now_ms)
+                ready.persist.append(Put(id, loan))
+        return ready
+
+    # --- messages -----------------------------------------------------------------------------------------------------
 
     def receive(self, source: str, message: Message, now_ms: int) -> Ready:
         """A peer said something; who it is was checked."""

@@ -251,14 +251,19 @@ class SharedMeters(Meters):
             self.living.pop(row, None)
             self._settled.append(row)
 
-    def cover(self, key: str, amount: int, now_ms: int) -> dict[int, int]:
-        """A loan is over: let it stand for what was admitted last. Returns slice -> amount, in all at most `amount`."""
+    def cover(self, key: str, amount: int, now_ms: int, again: Mapping[int, int] | None = None) -> dict[int, int]:
+        """A loan is over: let it stand for what was admitted last. Returns slice -> amount, in all at most `amount`.
+
+        `again`: what it covered before a restart, and not more of any slice.
+        """
         row, covered = self.row_of(key), dict[int, int]()
         if row is None:
             return covered
         for number, used in reversed(self.slices(row, now_ms)):
             rows = self.covers.get(number, {})
             part = min(amount, used - rows.get(row, 0))
+            if again is not None:
+                part = min(part, again.get(number, 0))
             if part > 0:
                 rows[row] = rows.get(row, 0) + part
                 self.covers[number] = rows

@@ -219,18 +219,20 @@ class Portion(_message.Message):
     def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[int] = ..., since: _Optional[int] = ..., version: _Optional[int] = ..., now_ms: _Optional[int] = ..., tables: _Optional[_Union[Tables, _Mapping]] = ..., versions: _Optional[_Iterable[int]] = ..., meters: _Optional[_Iterable[int]] = ..., slices: _Optional[_Iterable[int]] = ..., keys: _Optional[_Iterable[int]] = ..., amounts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("tables", "lent", "standing", "handover", "before")
+    __slots__ = ("tables", "lent", "standing", "handover", "before", "borrowed")
     TABLES_FIELD_NUMBER: _ClassVar[int]
     LENT_FIELD_NUMBER: _ClassVar[int]
     STANDING_FIELD_NUMBER: _ClassVar[int]
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
     BEFORE_FIELD_NUMBER: _ClassVar[int]
+    BORROWED_FIELD_NUMBER: _ClassVar[int]
     tables: Tables
     lent: Lent
     standing: Standing
     handover: Handover
     before: Before
-    def __init__(self, tables: _Optional[_Union[Tables, _Mapping]] = ..., lent: _Optional[_Union[Lent, _Mapping]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., before: _Optional[_Union[Before, _Mapping]] = ...) -> None: ...
+    borrowed: Borrowed
+    def __init__(self, tables: _Optional[_Union[Tables, _Mapping]] = ..., lent: _Optional[_Union[Lent, _Mapping]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., before: _Optional[_Union[Before, _Mapping]] = ..., borrowed: _Optional[_Union[Borrowed, _Mapping]] = ...) -> None: ...
 
 class Lent(_message.Message):
     __slots__ = ("loan", "meters", "key", "amount", "back_ms", "returned")
@@ -247,6 +249,39 @@ class Lent(_message.Message):
     back_ms: int
     returned: int
     def __init__(self, loan: _Optional[_Union[LoanId, _Mapping]] = ..., meters: _Optional[int] = ..., key: _Optional[int] = ..., amount: _Optional[int] = ..., back_ms: _Optional[int] = ..., returned: _Optional[int] = ...) -> None: ...
+
+class Borrowed(_message.Message):
+    __slots__ = ("meters", "key", "lender", "amount", "asked_ms", "lifetime_ms", "returned", "acknowledged", "generation", "accepted", "covers")
+    class CoversEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    METERS_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    LENDER_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    ASKED_MS_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_MS_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    COVERS_FIELD_NUMBER: _ClassVar[int]
+    meters: int
+    key: int
+    lender: str
+    amount: int
+    asked_ms: int
+    lifetime_ms: int
+    returned: int
+    acknowledged: int
+    generation: int
+    accepted: bool
+    covers: _containers.ScalarMap[int, int]
+    def __init__(self, meters: _Optional[int] = ..., key: _Optional[int] = ..., lender: _Optional[str] = ..., amount: _Optional[int] = ..., asked_ms: _Optional[int] = ..., lifetime_ms: _Optional[int] = ..., returned: _Optional[int] = ..., acknowledged: _Optional[int] = ..., generation: _Optional[int] = ..., accepted: _Optional[bool] = ..., covers: _Optional[_Mapping[int, int]] = ...) -> None: ...
 
 class Standing(_message.Message):
     __slots__ = ("node", "generations", "born", "handed", "stopped", "lingers", "unclean_ms")
