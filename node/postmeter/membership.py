@@ -343,6 +343,8 @@ class Membership:
             elif id in concerned:
                 node.state = "leaving"
             _describe(node, told["identities"], told["status"])
+            if node.self and self._cluster.rights is not None:
+                node.awaits.extend(sorted({receiver for receiver, _ in self._cluster.rights.owed}))
             peer = states.get(id)
             if peer is not None and peer.heard_ms is not None:
                 node.reached_ms = peer.heard_ms

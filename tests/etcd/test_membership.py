@@ -6,7 +6,9 @@ What a cut network does to them is in tests/cluster.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -122,6 +124,20 @@ def test_a_drained_node_hands_over_and_comes_back_when_told(nodes: Nodes) -> Non
     nodes.wait_for_members("mx1", "mx2~2")
     nodes.wait_for_health(mx2)
     assert ["DUNNO"] * MAX == [mx2.ask("bob@example.com") for _ in range(MAX)]
+
+
+def test_a_drained_node_tells_who_has_not_heard_it(nodes: Nodes) -> None:
+    """Until then its agent must not be taken away: others would keep waiting for what it has not said."""
+    mx1, mx2 = nodes.start("mx1", "mx2")
+    nodes.wait_for_members("mx1", "mx2")
+    os.kill(mx1.pid, signal.SIGSTOP)
+    try:
+        mx2.tell("node", "drain")
+        said = "mx2: what it handed over is not acknowledged yet by mx1"
+        wait_until("mx2 to have handed over", lambda: said in mx2.try_to_tell("nodes").stdout)
+    finally:
+        os.kill(mx1.pid, signal.SIGCONT)
+    wait_until("mx1 to have heard", lambda: said not in mx2.try_to_tell("nodes").stdout)
 
 
 def test_a_dead_node_is_removed_and_returns_as_another(nodes: Nodes) -> None:
