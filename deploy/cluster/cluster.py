@@ -53,7 +53,7 @@ Three agents are up. In another terminal:
                                                     ... are known at mx2, within a second
   export ETCDCTL_API=3 ETCDCTL_ENDPOINTS={etcd}
   etcdctl get --prefix /postmeter/limits/           the limits
-  etcdctl put /postmeter/overrides/per-user/alice@example.com 40
+  etcdctl put /postmeter/overrides/per-user/alice@example.com '{{1h: 40}}'
                                                     another cap for her, at once and everywhere
   postmeter nodes --socket {directory}/mx1.sock     who is in, and how they are
   kill -9 a process, and see what the others do

@@ -120,11 +120,13 @@ class Cluster:
             self._keeper.carry_out(self.rights.stop(self._clock.now_ms()))
             await self._keeper.durable()
 
-    def follow(self, generations: Mapping[int, Members], stopped: Iterable[str], addresses: Mapping[str, str]) -> None:
-        """The roster as it is in etcd, and where nodes can be reached."""
+    def follow(
+        self, generations: Mapping[int, Members], stopped: Iterable[str], addresses: Mapping[str, str], read_ms: int
+    ) -> None:
+        """The roster as it was in etcd at `read_ms` or later, and where nodes can be reached."""
         assert self.rights is not None
         self._announced = generations
-        self._keeper.carry_out(self.rights.follow(generations, stopped, self._clock.now_ms()))
+        self._keeper.carry_out(self.rights.follow(generations, stopped, self._clock.now_ms(), read_ms))
         self.meet(addresses)
 
     def meet(self, addresses: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 Two services (see proto/postmeter/v1/control.proto):
 
-    postmeter.v1.Control     Ask, Show, Top, Reset, Reload: what the command line shows and does
+    postmeter.v1.Control     Ask, Show, Top, Nodes, ChangeRoster, Reset, Reload: what the command line shows and does
     grpc.health.v1.Health    "" for the whole agent, "postmeter.policy" and so on for its parts; the port of the peers
                              serves it, too, over TLS where they have certificates
 

@@ -68,6 +68,7 @@ class Membership:
         self._roster: RosterDocument | None = None
         self._roster_entry: Entry | None = None
         self._roster_unreadable = False
+        self._read_ms = 0
         self._update = asyncio.Event()
         self._register_s = 0.0
 
@@ -142,7 +143,7 @@ class Membership:
                 # The mirror tells that etcd is away.
                 logs.event(logging.DEBUG, "etcd failed", reason=error)
             with suppress(TimeoutError):
-                wait_s = JOIN_RETRY_S if self._cluster.rights is None else REGISTER_INTERVAL_S
+                wait_s = JOIN_RETRY_S if self._cluster.rights is None or self._is_behind else REGISTER_INTERVAL_S
                 await asyncio.wait_for(self._update.wait(), wait_s)
 
     async def leave(self) -> None:
@@ -169,6 +170,8 @@ class Membership:
             return
         if self._is_out and self._wants_in and (self._rejoin or self.id in rights.roster.stopped):
             raise RejoinError(f"{self.id} is out of the roster and joins under another name")
+        if self._is_behind:
+            await self._confirm_roster()
         await self._repair_roster(rights.roster)
         await self._register()
 
@@ -178,7 +181,7 @@ class Membership:
         entry = self._mirror.entries.get("roster")
         if entry == self._roster_entry:
             return
-        self._roster_entry, self._roster_unreadable = entry, False
+        self._roster_entry, self._roster_unreadable, self._read_ms = entry, False, 0
         try:
             self._roster = read_roster(entry.value, entry.mod_revision) if entry is not None else None
         except ConfigError as error:
@@ -186,12 +189,27 @@ class Membership:
             self._roster_unreadable = True
             logs.event(logging.ERROR, "roster refused", problem=error)
 
+    async def _confirm_roster(self) -> None:
+        """Ask for the roster once more: how long an event was under way, or this process did not run, nobody knows."""
+        asked_ms = self._node.now_ms()
+        if await self._etcd.get(f"{self._prefix}roster") == self._roster_entry:
+            self._read_ms = asked_ms
+            self._follow()
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether there is a generation that this node is to adopt."""
+        rights, roster = self._cluster.rights, self._roster
+        if rights is None or roster is None or not rights.roster.is_member:
+            return False
+        return rights.roster.generation < roster.generation
+
     def _follow(self) -> None:
-        """Go by the roster as it is now."""
+        """Go by the roster as it is now. A generation is adopted only while `_confirm_roster` was not long ago."""
         roster, rights = self._roster, self._cluster.rights
         if rights is None or roster is None or self._contradicts(roster, rights.roster):
             return
-        self._cluster.follow(roster.generations, roster.stopped, self._addresses())
+        self._cluster.follow(roster.generations, roster.stopped, self._addresses(), self._read_ms)
         if self.id in roster.stopped:
             self._set_problem("was declared stopped: it admits nothing on limited meters")
         elif self.id not in roster.members:

@@ -27,7 +27,7 @@
       join: auto                       # or manual
       borrow_timeout: 250ms
       exchange_interval: 1s
-      exchange_peers: 8
+      exchange_peers: 3
 
 HELP says what each is for. Paths of sockets are absolute, others may start at the file's directory. Owner and group
 must exist on this machine. The files of etcd are read when they are used.
@@ -161,7 +161,7 @@ class Settings:
 HELP = {
     "listen": "where Postfix asks; one place, or a list",
     "state_dir": "where usage is kept across restarts: a directory on a local disk, of this agent alone",
-    "admin_socket": "where the commands (ask, show, top, reset, reload) reach the agent",
+    "admin_socket": "where the commands (ask, show, top, nodes, reset, ...) reach the agent",
     "limits": "the file of limits",
     "charge_at": "when mail is counted: end-of-message, or rcpt for a Postfix that cannot ask at the end",
     "on_error": "what Postfix is told when the agent cannot decide: defer, or dunno (let it pass)",

@@ -2,9 +2,9 @@
 
     DIR/lock           held (flock) while an agent runs
     DIR/state.sqlite   usage by meters, slice and row; the keys of the rows; the clock; whether the last stop was clean;
-                       in a cluster who this node is, and its records of rights
-    DIR/limits.yaml    the last good limits, for a start while the limits file is wrong or etcd is away
-    DIR/cluster.yaml   the last roster that was seen, for a start while etcd is away
+                       in a cluster who this node is, its records of rights, and where it stands in the roster
+    DIR/limits.yaml    the last good limits, for a start while the limits file is wrong
+    DIR/etcd-limits.jsonl   the last good limits of etcd, for a start while etcd is away
 
 Usage is a log: a flush appends what has changed, in portions with the sums of a slice by row, and the last word
 on a row holds. That costs little however many keys there are, and the interpreter is free meanwhile. When a

@@ -129,8 +129,7 @@ def test_upgrade_refuses_no_mail(cluster: Lab, table: list[str]) -> None:
         for name in NAMES
     ]
     table.append(f"user1, who may send 2000, meanwhile and after{meanwhile:6} + {sum(rest)}")
-    # What a node had borrowed when it stopped may be unused until it is back with its owner.
-    assert meanwhile + sum(rest) <= 2000
+    assert 2000 == meanwhile + sum(rest)
 
 
 def test_broken_release_stops_at_the_first_host(cluster: Lab, table: list[str]) -> None:

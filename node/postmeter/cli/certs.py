@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SETTINGS = """
 {key} is for {node} alone. Copy it there over a safe way, with {pem} and {ca}:
 
-    install -o root -g postmeter -m 640 {node}.key /etc/postmeter/
+    install -o postmeter -g root -m 400 {node}.key /etc/postmeter/
     install -m 644 {node}.pem ca.pem /etc/postmeter/
 
 and set in its /etc/postmeter/postmeter.yaml:

@@ -2,8 +2,9 @@
 
 Nodes in the roster have base shares of every limit. `join` brings in the node that is asked; with `join: auto` in its
 settings it comes by itself. `drain` takes one out that runs: it hands over what it has, and refuses mail on limited
-meters from then on, so take Postfix off it first. `remove` is for a node whose machine is down for good: the others
-take its share over when nothing that it may have admitted or lent counts any longer. A restart needs none of these.
+meters from then on. So take Postfix off it first, and stop its agent only when `postmeter nodes` there names nobody any
+more who has not acknowledged that. `remove` is for a node whose machine is down for good: the others take its share
+over when nothing that it may have admitted or lent counts any longer. A restart needs none of these.
 """
 
 from __future__ import annotations

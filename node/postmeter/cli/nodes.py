@@ -1,8 +1,9 @@
 """nodes: who is in the cluster, and how they are.
 
 Asks the agent on this machine what it knows of all nodes: from etcd, and from what they said to it. LENT and BORROWED
-are in percent of the base shares that are in use. CLOCK is how far a node's clock is ahead of the one here; no cap
-depends on it.
+are in percent of the base shares of what rights have moved on. CLOCK is how far a node's clock is ahead of the one
+here; no cap depends on it. Below stands who has not acknowledged what this node handed over: after a drain, let the
+agent run until nobody is named.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """override: another max for one key of a limit in etcd.
 
-For those who have their limits in etcd. VALUE is a number, `unlimited` or `blocked`, or one by window such as
-'{1h: 500, 24h: 2000}', in which the windows that are left out keep theirs. With --until it ends by itself: that day is
-its last one, in UTC. KEY is spelled as the requests are counted, so Alice@Example.com becomes alice@example.com. Who
-puts it and why is noted. etcdctl does the same, unchecked.
+For those who have their limits in etcd. VALUE is a number (if the limit has one window), `unlimited` or `blocked`,
+or one by window such as '{1h: 500, 24h: 2000}', in which the windows that are left out keep theirs. With --until it
+ends by itself: that day is its last one, in UTC. KEY is spelled as the requests are counted, so Alice@Example.com
+becomes alice@example.com. Who puts it and why is noted. etcdctl does the same, unchecked.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def add(commands: Commands) -> None:
         __doc__,
         run,
         examples={
-            "postmeter override put per-user ads@example.com 9000 --until 2027-01-31 --note launch": "more for a while",
+            "postmeter override put per-user ads@example.com '{24h: 9000}' --until 2027-01-31": "more for a while",
             "postmeter override put per-user stolen@example.com blocked": "nothing at all",
             "postmeter override list per-user": "all of a limit, and what is wrong with them",
             "postmeter override rm per-user stolen@example.com": "back to what the limit says",

@@ -1,9 +1,9 @@
 """What a borrower does: asks those who can probably help, then all, and gives back what it does not need.
 
-A node short of rights begins a search. It asks in waves: a few, as many again, everybody, and then those who were heard
-to have got something. A loan begins only as the answer to an open question. A question is closed by its first answer,
-by its age, and by a restart, because the numbers of questions contain the incarnation: so an answer may arrive late,
-twice or in any order.
+A node short of rights begins a search. It asks in waves: a few who can probably help, then more of them, or all if
+nothing is known; those who were heard to have got something; at last, if somebody waits, everybody once. A loan begins
+only as the answer to an open question. A question is closed by its first answer, by its age, and by a restart, because
+the numbers of questions contain the incarnation: so an answer may arrive late, twice or in any order.
 
 Asked for is what is needed now and as much as was used of late, so that who sends much from one node asks seldom, and
 who roams takes little to where it will not be needed.

@@ -6,8 +6,8 @@ A step of the core changes its own memory at once and returns `Ready`:
     send        ... before any of these messages leaves this node
 
 The messages of a step that persists nothing may leave at once. If the disk fails, the messages are never sent; memory
-then holds less than the disk allows, never more. Whoever carries out a `Ready` tells the core when its records are
-durable (`Rights.stored`). A record replaces an earlier one with the same `where`; a value of None takes it away.
+then holds less than the disk allows, never more. A record replaces an earlier one with the same `where`; a value of
+None takes it away.
 
 Messages may be lost, repeated, delayed and reordered at will. All times are milliseconds of the clock of the node that
 *asked*: an answer repeats the asker's time, so that nobody ever reads somebody else's clock.

@@ -1,4 +1,4 @@
-"""What an operator wants, as plain values. Whoever makes them has checked them: see `documents.py`.
+"""What an operator wants, as plain values. Whoever makes them has checked them: see `limits_document.py`.
 
 Limit       a named rule: which requests it covers, whom it counts, what it counts, `max` per window, what to answer
 Key         whom a limit counts: one or more attributes of the request

@@ -22,7 +22,7 @@ After an unclean stop a node does not know what it has used, on any meter, up to
 cannot hand that over. So it tells how long ago that was, and others take it to spend by the older generation until one
 window has passed since (`lingers`). Nobody adopts the generation after the one that such a node leaves before that.
 
-What a node has used or lent beyond its new share stays with it as a loan from those whose share rises: see rights.py.
+What a node has used or lent beyond its new share stays with it as a loan from those whose share rises: see handover.py.
 """
 
 from __future__ import annotations
