@@ -330,9 +330,11 @@ class Cluster:
         assert self._committed is not None
         while True:
             now_ms = self._clock.now_ms()
-            for (id, key), moved in self.rights.take_changed().items():
+            changed = self.rights.take_changed(EXPIRE_ENTRIES_MAX)
+            for (id, key), moved in changed.items():
                 self._committed.note(id, key, moved, now_ms)
-            more = self._committed.refresh(now_ms, EXPIRE_ENTRIES_MAX)
+            more = len(changed) == EXPIRE_ENTRIES_MAX
+            more |= self._committed.refresh(now_ms, EXPIRE_ENTRIES_MAX)
             more |= self.view.expire(now_ms, EXPIRE_ENTRIES_MAX)
             await asyncio.sleep(EXPIRE_PAUSE_S if more else COMMITTED_INTERVAL_S)
 

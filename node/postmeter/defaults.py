@@ -45,6 +45,8 @@ SHARE_SINGLES = 3
 # loans would not come back much sooner, and would have to be asked for more often.
 LOAN_MS = 15 * 60_000
 LOAN_WINDOW_PART = 4
+# In one go, a fiftieth of a second after the one before: Postfix waits meanwhile.
+BOOKS_TENDED_MAX = 200
 # What is needed for one message is used within milliseconds, and its owner has it back as soon as it leaves the window.
 LOAN_NOW_MS = 5_000
 # Who sends from the same node again and again gets this part of `max` beyond what it needs, so that it asks seldom.

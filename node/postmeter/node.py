@@ -230,10 +230,10 @@ class Node:
             row = meters.keys.rows.get(key)
             if row is not None and limit in (None, id.limit) and (used := meters.usage(row, self.now_ms())):
                 forgotten.append((id, used))
-                numbers = meters.reset(row)
-                resets += [(id, number, row) for number in numbers]
-                for number in numbers:
+                # While the row has its name.
+                for number, _ in meters.slices(row, self.now_ms()):
                     self._flusher.on_charged(meters, number, [row], [0])
+                resets += [(id, number, row) for number in meters.reset(row)]
         if not forgotten:
             return []
         stored = asyncio.get_running_loop().create_future()

@@ -36,6 +36,11 @@ def knows(node: Node, used: int) -> bool:
     return f'"used": {used}' in node.tell("top", "--json")
 
 
+def knows_nothing(node: Node) -> bool:
+    """Whether a node knows of no usage of hers."""
+    return ALICE not in node.tell("top", "--json")
+
+
 def test_they_join_by_themselves_and_share_one_cap(nodes: Nodes) -> None:
     """All at once into an empty roster; then the last right can be used at any of them, and no more."""
     several = nodes.start("mx1", "mx2", "mx3")
@@ -261,3 +266,15 @@ def test_a_reset_reaches_all_nodes(nodes: Nodes) -> None:
     assert MAX == forgotten["used"]
     mx1.wait_for_log("reset asked for")
     wait_until("mx1 to lend or admit again", lambda: mx1.ask(ALICE, MAX) == "DUNNO")
+
+
+def test_a_reset_is_known_everywhere_if_nothing_was_lent(nodes: Nodes) -> None:
+    """Nothing is left then of the key, and the others are told all the same."""
+    mx1, mx2 = nodes.start("mx1", "mx2")
+    nodes.wait_for_members("mx1", "mx2")
+    assert ["DUNNO"] * 2 == [node.ask(ALICE, 5) for node in (mx1, mx2)]
+    for node in (mx1, mx2):
+        wait_until("both to know of both", partial(knows, node, 10))
+    mx2.tell("reset", ALICE)
+    for node in (mx1, mx2):
+        wait_until("both to know that nothing is used", partial(knows_nothing, node))

@@ -61,7 +61,7 @@ class Gossip:
     def tend(self) -> None:
         """Say what was lent and borrowed, and forget what is over."""
         now_ms = self.host.now_ms()
-        for (id, key), moved in self.host.rights.take_changed().items():
+        for (id, key), moved in self.host.rights.take_changed(1 << 20).items():
             self.committed.note(id, key, moved, now_ms)
         self.committed.refresh(now_ms, 500)
         self.view.expire(now_ms, 500)

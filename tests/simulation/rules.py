@@ -80,7 +80,7 @@ def _answer_without_question(self: Rights, source: str, answer: Answer, now_ms: 
     if answer.loan.borrower == self.node and answer.loan not in self._loans and answer.loan not in self.questions:
         meter = _METERS.get((self.node, answer.loan))
         if meter is not None:
-            self.questions[answer.loan] = Question(meter, source, answer.asked_ms, self._lifetime_ms(meter))
+            self.questions[answer.loan] = Question(meter, source, answer.asked_ms, NEVER_MS, self._lifetime_ms(meter))
     if answer.loan in self.questions:
         _METERS[self.node, answer.loan] = self.questions[answer.loan].meter
     return _on_answer(self, source, answer, now_ms)

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import postmeter.core.rights
-from postmeter.core.effects import Answer, Ask, LoanId, Put, Ready, Return, Returned, Send
+from postmeter.core.effects import Answer, Ask, Borrowed, LoanId, Put, Ready, Return, Returned, Send
 from postmeter.core.identity import Identity, is_impostor, refusal
 from postmeter.core.invariants import Watch
 from postmeter.core.meters import MetersId
 from postmeter.core.rights import Rights
 from postmeter.core.roster import Roster
 from postmeter.core.shared import SharedLedger, SharedMeters, Terms
+from postmeter.defaults import BOOKS_TENDED_MAX
 
 HOUR_MS = 3_600_000
 ID = MetersId("user", "sasl_username", "messages", HOUR_MS)
@@ -74,6 +75,42 @@ def test_a_clean_stop_loses_nothing_that_was_borrowed() -> None:
     assert 5 == borrower.spare(METER, NOW_MS)
     urgent = Ask(LoanId("b", 1, 1), METER, 6, True, NOW_MS, 1000)
     assert Send("b", Return(question.loan, 1)) in borrower.receive("b", urgent, NOW_MS).send
+
+
+def test_a_loan_that_ends_in_the_stop_covers_what_was_used() -> None:
+    """Nobody looked at the time since it was over: the stop ends it, and not twice."""
+    borrower, meters = node("a")
+    question = ask(borrower, 8)
+    (answer,) = node("b")[0].receive("a", question, NOW_MS).send
+    borrower.receive("b", answer.message, NOW_MS)
+    use(meters, 3)
+    (put,) = borrower.stop(NOW_MS + question.lifetime_ms).persist
+    assert isinstance(put.record, Borrowed)
+    assert 3 == sum((put.record.covers or {}).values())
+
+
+def test_old_reasons_to_look_at_a_meter_are_forgotten() -> None:
+    """However often somebody is told to wait while a loan lasts for long."""
+    lender, _ = node("a")
+    for number in range(700):
+        now_ms = NOW_MS + 5_000 * number
+        question = Ask(LoanId("b", 1, number), METER, 10, True, now_ms, Terms().lifetime_ms(HOUR_MS))
+        lender.receive("b", question, now_ms)
+        lender.tend(now_ms + 3_000)
+    assert 1 == lender.loans_count
+    assert len(lender._due) <= 2 * len(lender.books) + BOOKS_TENDED_MAX + 2
+
+
+def test_nothing_is_left_of_a_limit_that_is_gone() -> None:
+    """Rows that were kept for what is lent are free when its meters are retired; if it comes back, it is lent still."""
+    lender, meters = node("b")
+    lender.receive("a", ask(node("a")[0], 7), NOW_MS)
+    lender.ledger.retain([])
+    lender.ledger.expire(NOW_MS, 100)
+    assert not meters.keys.rows
+    again = lender.ledger.open(ID)
+    again.set_max(10, {})
+    assert 3 == lender.spare(METER, NOW_MS)
 
 
 def test_loan_is_persisted_before_the_answer() -> None:

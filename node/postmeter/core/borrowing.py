@@ -122,10 +122,11 @@ class Borrowing(Loans):
         for peer in peers:
             id, instead = self._new_loan(), self._to_merge(book, peer) if more else ()
             brief = search.urgent and not more
-            lifetime_ms = self.terms.now_lifetime_ms(meter[0].window_ms) if brief else self._lifetime_ms(meter)
+            brief_ms = self.terms.now_lifetime_ms(meter[0].window_ms)
+            lifetime_ms = brief_ms if brief else self._lifetime_ms(meter)
             search.asked.add(peer)
             search.waiting.add(id)
-            self.questions[id] = Question(meter, peer, now_ms, lifetime_ms, instead)
+            self.questions[id] = Question(meter, peer, now_ms, now_ms + brief_ms, lifetime_ms, instead)
             amount = short + more // len(peers)
             ready.send.append(Send(peer, Ask(id, meter, amount, search.urgent, now_ms, lifetime_ms, instead)))
         return ready

@@ -111,6 +111,8 @@ class HandingOver(Loans):
         """
         meter = (meters.id, key)
         beyond = max(-self.spare(meter, now_ms), self._held(meter) - self._handed_over(meter))
+        if beyond <= 0:
+            return
         number, lifetime_ms = self.roster.generation, self._lifetime_ms(meter)
         ceiling = meters.ceiling(key, now_ms)
         for top in sorted({ceiling, meters.max_of(key)}, reverse=True):

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from heapq import heappush
+from itertools import islice
 
 from postmeter.core.effects import Borrowed, Lent, LoanId, Meter, Put, Ready, Return, Send
 from postmeter.core.meters import MetersId
@@ -27,18 +28,14 @@ from postmeter.defaults import LOAN_LOOKS, LOANS_MAX, SEEK_PAUSE_MS_MAX
 
 @dataclass(slots=True)
 class Question:
-    """An Ask that may still be answered."""
+    """An Ask that may still be answered, until `until_ms`. The loan would live `lifetime_ms` from `asked_ms`."""
 
     meter: Meter
     lender: str
     asked_ms: int
+    until_ms: int
     lifetime_ms: int
     instead: tuple[LoanId, ...] = ()
-
-    @property
-    def until_ms(self) -> int:
-        """When it is too late for an answer."""
-        return self.asked_ms + self.lifetime_ms
 
 
 @dataclass(slots=True)
@@ -140,9 +137,11 @@ class Loans:
         used = 0 if meters is None else meters.usage(meters.row_of(meter[1]), now_ms)
         return used + (book.lent_sum - book.borrowed_sum if book is not None else 0)
 
-    def take_changed(self) -> dict[Meter, int]:
-        """What is lent less what is borrowed, of the meters for which that has changed since the last call."""
-        changed, self._changed = self._changed, {}
+    def take_changed(self, most: int) -> dict[Meter, int]:
+        """What is lent less what is borrowed, of up to so many meters where that has changed meanwhile."""
+        changed = list(islice(self._changed, most))
+        for meter in changed:
+            del self._changed[meter]
         books = {meter: self.books.get(meter) for meter in changed}
         return {meter: book.lent_sum - book.borrowed_sum if book else 0 for meter, book in books.items()}
 

@@ -382,6 +382,8 @@ class Ledger:
     it is answered.
     """
 
+    keys_class = Keys
+
     def __init__(self, keys_max: int = KEYS_MAX) -> None:
         self.meters: dict[MetersId, Meters] = {}
         self.tolls_ms: list[int] = []
@@ -393,20 +395,18 @@ class Ledger:
     def keys(self, key: str) -> Keys:
         """The rows for a kind of key."""
         if key not in self.kinds:
-            self.kinds[key] = Keys(self._keys_max)
+            self.kinds[key] = self.keys_class(self._keys_max)
         return self.kinds[key]
 
     def open(self, id: MetersId) -> Meters:
         """The meters with this id. New ones begin with what the same limit counted in a window of another length."""
-        meters = self.meters.get(id)
-        if meters is None:
-            meters = Meters(id, self.keys(id.key))
-            meters.set_tolls(self.tolls_ms)
-            like = [other for other in self.meters.values() if other.id[:3] == id[:3]]
-            if like:
-                longer = [other for other in like if other.id.window_ms >= id.window_ms]
-                meters.adopt(min(longer, key=_window) if longer else max(like, key=_window))
-            self.meters[id] = meters
+        if id in self.meters:
+            return self.meters[id]
+        like = [other for other in self.meters.values() if other.id[:3] == id[:3]]
+        meters = self.restore(id)
+        if like:
+            longer = [other for other in like if other.id.window_ms >= id.window_ms]
+            meters.adopt(min(longer, key=_window) if longer else max(like, key=_window))
         return meters
 
     def restore(self, id: MetersId) -> Meters:

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from heapq import heappop
+from heapq import heapify, heappop
 
 from postmeter.core.borrowing import Borrowing
 from postmeter.core.effects import (
@@ -59,7 +59,7 @@ from postmeter.core.handover import STANDING, HandingOver
 from postmeter.core.lending import Lending
 from postmeter.core.loans import Book
 from postmeter.core.shared import NEVER_MS, SharedLedger, SharedMeters
-from postmeter.defaults import HANDOVER_REPEAT_MS
+from postmeter.defaults import BOOKS_TENDED_MAX, HANDOVER_REPEAT_MS
 
 
 class Rights(Lending, Borrowing, HandingOver):
@@ -167,7 +167,7 @@ class Rights(Lending, Borrowing, HandingOver):
         ends = self._ends.get(meters.id, [])
         while ends and ends[0][0] <= now_ms:
             loan = self._loans.get(heappop(ends)[1])
-            if isinstance(loan, Borrowed):
+            if isinstance(loan, Borrowed) and loan.covers is None:
                 self._end(loan, now_ms)
         wakes_ms = ends[0][0] if ends else NEVER_MS
         if self.confirmed or meters.suspended:
@@ -196,14 +196,27 @@ class Rights(Lending, Borrowing, HandingOver):
             ready.send += [Send(node, handover) for (node, _), handover in self.owed.items()]
             ready.add(self._forget_changes(now_ms))
         self._close_questions(now_ms)
-        while self._due and self._due[0][0] <= now_ms:
+        self._forget_outdated()
+        left = BOOKS_TENDED_MAX
+        while left and self._due and self._due[0][0] <= now_ms:
             due_ms, meter = heappop(self._due)
             book = self.books.get(meter)
             if book is not None and book.due_ms == due_ms:
                 book.due_ms = NEVER_MS
                 ready.add(self._attend(meter, book, now_ms))
+                left -= 1
         ready.add(self._adopt_announced(now_ms))
         return ready
+
+    def _forget_outdated(self) -> None:
+        """Of what is to be looked at, most may be outdated: there is an earlier look, or the loan is gone."""
+        if len(self._due) > 2 * len(self.books) + BOOKS_TENDED_MAX:
+            self._due = [(book.due_ms, meter) for meter, book in self.books.items()]
+            heapify(self._due)
+        for id, ends in self._ends.items():
+            if len(ends) > 2 * len(self._loans) + BOOKS_TENDED_MAX:
+                self._ends[id] = [(ends_ms, loan) for ends_ms, loan in ends if loan in self._loans]
+                heapify(self._ends[id])
 
     def _attend(self, meter: Meter, book: Book, now_ms: int) -> Ready:
         """Look at one meter: what is over, what is given back, whom to ask next, and when to look again."""
@@ -222,10 +235,10 @@ class Rights(Lending, Borrowing, HandingOver):
             ready.add(self._look_after(meter, book, now_ms))
         self._forget(meter)
         if self.books.get(meter) is book:
-            self._attend_at(meter, self._due_ms(meter, book, now_ms))
+            self._attend_at(meter, self._due_ms(book, now_ms))
         return ready
 
-    def _due_ms(self, meter: Meter, book: Book, now_ms: int) -> int:
+    def _due_ms(self, book: Book, now_ms: int) -> int:
         """When a meter is to be looked at again."""
         times_ms = [lent.back_ms for lent in book.lent.values()]
         times_ms += book.told_to_wait.values()

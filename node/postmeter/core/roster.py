@@ -215,8 +215,8 @@ class Roster:
         self.stopped[node] = now_ms
         return True
 
-    def prune(self, now_ms: int, wait_ms: int, toll_wait_ms: int) -> bool:
-        """Forget generations that are closed for good; the waits are the longest of any meter. True if any."""
+    def prune(self, now_ms: int, wait_ms: int, toll_wait_ms: int) -> None:
+        """Forget generations that are closed for good; the waits are the longest of any meter."""
         closed = [
             number
             for number, members in self.generations.items()
@@ -225,7 +225,6 @@ class Roster:
         ]
         for number in closed:
             del self.generations[number]
-        return bool(closed)
 
     # --- the disk -----------------------------------------------------------------------------------------------------
 

@@ -178,6 +178,9 @@ class SharedMeters(Meters):
         """The row of a key, which may be OVERFLOW_KEY."""
         return OVERFLOW_ROW if key == OVERFLOW_KEY else self.keys.rows.get(key)
 
+    def _open_row(self, key: str) -> int:
+        return OVERFLOW_ROW if key == OVERFLOW_KEY else self.keys.open(key)
+
     def base(self, key: str) -> int:
         """The base share: what this node may use without asking anybody."""
         max = self.max_of(key)
@@ -227,7 +230,7 @@ class SharedMeters(Meters):
 
     def move(self, key: str, amount: int) -> None:
         """Rights go out (`amount` > 0: lent, or a borrowed loan ends) or come in."""
-        self._move(OVERFLOW_ROW if key == OVERFLOW_KEY else self.keys.open(key), amount)
+        self._move(self._open_row(key), amount)
 
     def _move(self, row: int, amount: int) -> None:
         self.used[row] += amount
@@ -243,7 +246,7 @@ class SharedMeters(Meters):
 
         A decision looks up the row first; for one that is not there it would see nothing of what is lent.
         """
-        row = OVERFLOW_ROW if key == OVERFLOW_KEY else self.keys.open(key)
+        row = self._open_row(key)
         living = self.living.get(row, 0) + loans
         if living:
             self.living[row] = living
@@ -339,6 +342,15 @@ class SharedMeters(Meters):
         since = (now_ms - span_ms) // self.slice_ms
         return sum(amount for number, amount in self.slices(row, now_ms) if number > since)
 
+    def retire(self) -> None:
+        """Nobody asks any more. If somebody does again, `opened` tells what is lent and borrowed."""
+        for row, moved in self.moved.items():
+            self.used[row] -= moved
+        self._settled += [*self.moved, *self.living]
+        self.moved, self.living, self.covers = {}, {}, {}
+        self.tidy()
+        super().retire()
+
     def reset(self, row: int) -> list[int]:
         """Forget what the row has used; what is lent and borrowed stays."""
         for rows in self.covers.values():
@@ -356,6 +368,8 @@ class SharedLedger(Ledger):
     `total_seen` tells what all nodes have used of a meter, as far as is known; it is shown, and no cap depends on it.
     """
 
+    keys_class = SharedKeys
+
     def __init__(self, roster: Roster, terms: Terms, keys_max: int = KEYS_MAX) -> None:
         super().__init__(keys_max)
         self.roster = roster
@@ -364,24 +378,6 @@ class SharedLedger(Ledger):
         self.spends = False
         self.opened: Callable[[SharedMeters], None] = lambda meters: None
         self.total_seen: Callable[[MetersId, str], int] = lambda _, key: 0
-
-    def keys(self, key: str) -> Keys:
-        """The rows for a kind of key."""
-        if key not in self.kinds:
-            self.kinds[key] = SharedKeys(self._keys_max)
-        return self.kinds[key]
-
-    def open(self, id: MetersId) -> Meters:
-        """The meters with this id. New ones begin with what the same limit counted in a window of another length."""
-        if id in self.meters:
-            return self.meters[id]
-        like = [other for other in self.meters.values() if other.id[:3] == id[:3]]
-        meters = self.restore(id)
-        if like:
-            longer = [other for other in like if other.id.window_ms >= id.window_ms]
-            ordered = sorted(longer or like, key=lambda other: other.id.window_ms)
-            meters.adopt(ordered[0] if longer else ordered[-1])
-        return meters
 
     def restore(self, id: MetersId) -> Meters:
         """The meters that an earlier run had, empty: the caller loads them."""
