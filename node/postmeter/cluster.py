@@ -126,13 +126,9 @@ class Cluster:
         """The roster as it was in etcd at `read_ms` or later, and where nodes can be reached."""
         assert self.rights is not None
         self._announced = generations
+        assert self.peers is not None
         self._keeper.carry_out(self.rights.follow(generations, stopped, self._clock.now_ms(), read_ms))
-        self.meet(addresses)
-
-    def meet(self, addresses: Mapping[str, str]) -> None:
-        """Where nodes can be reached."""
-        if self.peers is not None:
-            self.peers.set_peers({node: at for node, at in addresses.items() if at and not self.refusal(node)})
+        self.peers.set_peers({node: at for node, at in addresses.items() if at and not self.refusal(node)})
 
     def change(self, id: MetersId, keys: Iterable[str | None]) -> None:
         """The `max` of these keys is about to be changed; None: of all that have none of their own."""

@@ -461,6 +461,7 @@ def _describe(node: pb.Node, identity: Mapping[str, Any], status: Mapping[str, A
         node.version = status.get("version", "")
         node.generation = status.get("generation", 0)
         node.revision = status.get("revision", 0)
+        node.changing = not status.get("settled", True)
         node.refused = len(status.get("refused", ()))
         node.lent_percent = 100 * status.get("lent", 0.0)
         node.borrowed_percent = 100 * status.get("borrowed", 0.0)

@@ -281,9 +281,12 @@ class Node:
             if sharing is not None and self.cluster is not None:
                 stopping = asyncio.create_task(self.cluster.stop())
                 await asyncio.wait({sharing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                stopping.cancel()
                 sharing.cancel()
             self.storage.close()
         if sharing is not None:
+            with suppress(asyncio.CancelledError):
+                await stopping
             with suppress(asyncio.CancelledError):
                 await sharing
 

@@ -49,7 +49,7 @@ from postmeter.v1 import peers_pb2 as pb
 # Raised when something is said that an older agent would misunderstand.
 PROTOCOL_OLDEST = 1
 PROTOCOL_NEWEST = 1
-# Versions and names of clusters are shown, and not more than that.
+# A version is shown, and not more than that of it.
 TEXT_CHARS_MAX = 100
 
 
@@ -69,14 +69,13 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Who says something to whom. `cluster` is "" where it is not known, `wall_ms` is since 1970."""
+    """Who says something to whom. `wall_ms` is since 1970."""
 
     sender: str
     receiver: str
     incarnation: int
     version: str
     wall_ms: int
-    cluster: str = ""
     protocol_oldest: int = PROTOCOL_OLDEST
     protocol_newest: int = PROTOCOL_NEWEST
 
@@ -93,7 +92,6 @@ class Draft:
             protocol_newest=head.protocol_newest,
             version=head.version,
             wall_ms=head.wall_ms,
-            cluster=head.cluster,
         )
         self._tables = TablesWriter(self._packet.tables)
         self._portions: list[bytes] = []
@@ -168,16 +166,14 @@ def parse(data: bytes) -> pb.Packet:
 
 def read_head(packet: pb.Packet) -> Head:
     """Who says something to whom. Raises PeerError."""
-    for text in (packet.version, packet.cluster):
-        if len(text) > TEXT_CHARS_MAX or not text.isprintable():
-            raise PeerError(f"the name of a version or cluster is not text of up to {TEXT_CHARS_MAX} characters")
+    if len(packet.version) > TEXT_CHARS_MAX or not packet.version.isprintable():
+        raise PeerError(f"the name of a version is not text of up to {TEXT_CHARS_MAX} characters")
     return Head(
         sender=read_node(packet.sender),
         receiver=read_node(packet.receiver),
         incarnation=number(packet.incarnation, "an incarnation"),
         version=packet.version,
         wall_ms=number(packet.wall_ms, "a time"),
-        cluster=packet.cluster,
         protocol_oldest=packet.protocol_oldest,
         protocol_newest=packet.protocol_newest,
     )

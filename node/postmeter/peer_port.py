@@ -147,15 +147,14 @@ class PeerPort:
             self._admit(head, names)
             if self._answering[head.sender] < PEER_ANSWERS_MAX:
                 return await self._answer(packet, head, caller)
-            reason = f"{head.sender} makes more than {PEER_ANSWERS_MAX} calls at the same time"
-            self._log_refusal(caller, reason)
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+            code, reason = grpc.StatusCode.RESOURCE_EXHAUSTED, f"{head.sender} makes more than {PEER_ANSWERS_MAX} calls"
         except PeerError as error:
-            self._log_refusal(caller, str(error))
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            code, reason = grpc.StatusCode.FAILED_PRECONDITION, str(error)
         except Exception as error:
             logs.failure("answering a peer failed", error)
             raise
+        self._log_refusal(caller, reason)
+        return await context.abort(code, reason)
 
     async def _answer(self, packet: pb.Packet, head: Head, caller: str) -> bytes:
         self._answering[head.sender] += 1
@@ -180,8 +179,13 @@ class PeerPort:
 
     def _send_late(self, node: str, receiving: asyncio.Task[Contents]) -> None:
         """Send what would have been answered."""
-        if not receiving.cancelled() and receiving.exception() is None:
+        if receiving.cancelled():
+            return
+        error = receiving.exception()
+        if error is None:
             self._send(node, receiving.result().messages)
+        else:
+            logs.failure("answering a peer failed", error)
 
     def _admit(self, head: Head, names: list[str]) -> None:
         """Raises PeerError if the sender is not who it says, or not to be heard."""

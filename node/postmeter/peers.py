@@ -44,12 +44,11 @@ class Peers:
         node: str,
         incarnation: int,
         handler: Handler,
-        cluster: str = "",
         services: Sequence[Service] = (),
     ) -> None:
         """As this node. Raises ConfigError if the certificates are wrong.
 
-        `cluster` tells clusters apart, if it is known; `services` are called to add others to the port. Large packets
+        `services` are called to add others to the port. Large packets
         are written and read in `turns`; what a handler makes of them belongs there, too.
         """
         assert settings.cluster
@@ -58,7 +57,7 @@ class Peers:
         self._settings = settings.cluster
         self._handler = handler
         self.turns = Turns()
-        self._speaker = Speaker(node, incarnation, cluster, self.turns)
+        self._speaker = Speaker(node, incarnation, self.turns)
         self._files = CertificateFiles(settings.cluster, settings.node) if settings.cluster.ca else None
         self._peer_port = PeerPort(
             settings.cluster, self._speaker, handler, self._files, self._heard, self.send, services

@@ -47,6 +47,7 @@ class RecordKeeper:
         self._wanted = asyncio.Event()
         self._writing = False
         self._waiters: list[asyncio.Future[bool]] = []
+        self._served: list[asyncio.Future[bool]] = []
         self._written_ms = 0
 
     def carry_out(self, ready: Ready) -> None:
@@ -97,7 +98,7 @@ class RecordKeeper:
     async def _write(self) -> None:
         records, self._records = self._records, {}
         sends, self._sends = self._sends, []
-        waiters, self._waiters = self._waiters, []
+        self._served, self._waiters = self._waiters, []
         puts = [(write_place(where), write_record(record) if record else None) for where, record in records.items()]
         moment = self._clock.moment()
         self._writing = True
@@ -105,7 +106,6 @@ class RecordKeeper:
             await self._write_to_disk(puts, moment)
         except StorageError:
             self._records = {**records, **self._records}
-            self._waiters += waiters
             raise
         finally:
             self._writing = False
@@ -116,10 +116,10 @@ class RecordKeeper:
         if not self._records:
             # What was wanted meanwhile needs no records of its own.
             sends, self._sends = sends + self._sends, []
-            waiters, self._waiters = waiters + self._waiters, []
+            self._served, self._waiters = self._served + self._waiters, []
         if sends:
             self._transmit(sends)
-        _tell(waiters, True)
+        _tell(self._served, True)
 
     async def _write_to_disk(self, puts: list[tuple[str, bytes | None]], moment: Moment) -> None:
         loop, storage = asyncio.get_running_loop(), self._storage
@@ -136,7 +136,7 @@ class RecordKeeper:
     def _fail(self, reason: str) -> None:
         self._failing = True
         self._sends.clear()
-        waiters, self._waiters = self._waiters, []
+        waiters, self._served, self._waiters = self._served + self._waiters, [], []
         _tell(waiters, False)
         self._on_failing(reason)
 

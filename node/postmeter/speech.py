@@ -1,6 +1,6 @@
 """Packets in this node's name: written, understood, and both in small steps.
 
-    speaker = Speaker(node, incarnation, cluster, turns)
+    speaker = Speaker(node, incarnation, turns)
     data, left = await speaker.write(receiver, contents)
     head = speaker.meet(packet)                     refuses what is not meant for this node, or beyond its protocol
     contents = await speaker.read(packet, head.sender)
@@ -34,13 +34,12 @@ from postmeter.v1 import peers_pb2 as pb
 
 
 class Speaker:
-    """`cluster` is what only nodes of one cluster know alike, "" if this one does not."""
+    """For one run of a node."""
 
-    def __init__(self, node: str, incarnation: int, cluster: str, turns: Turns) -> None:
+    def __init__(self, node: str, incarnation: int, turns: Turns) -> None:
         self.node = node
         self._turns = turns
         self._incarnation = incarnation
-        self._cluster = cluster
         self._parts: dict[str, Parts] = {}
 
     @staticmethod
@@ -50,7 +49,7 @@ class Speaker:
 
     def draft(self, receiver: str) -> Draft:
         """An empty packet for another node."""
-        return Draft(Head(self.node, receiver, self._incarnation, __version__, self.wall_ms(), self._cluster))
+        return Draft(Head(self.node, receiver, self._incarnation, __version__, self.wall_ms()))
 
     async def write(self, receiver: str, contents: Contents) -> tuple[bytes, list[Message]]:
         """A packet of as much as fits, and the messages that do not."""
@@ -72,7 +71,7 @@ class Speaker:
 
         if contents.portions:
             await self._turns.take(write_portion)
-        return draft.finish(contents.more or portion is not None), left
+        return draft.finish(portion is not None), left
 
     def meet(self, packet: pb.Packet) -> Head:
         """Who says something to this node. Raises PeerError if it is not for this node, or cannot be understood."""
@@ -88,8 +87,6 @@ class Speaker:
             raise PeerError(f"this is {self.node}, not {head.receiver}: correct the address of {head.receiver}")
         if head.sender == self.node:
             raise PeerError(f"two nodes are called {self.node}: give one of them another name")
-        if head.cluster and self._cluster and head.cluster != self._cluster:
-            raise PeerError(f"{head.sender} is in the cluster {head.cluster}, {self.node} in {self._cluster}")
         return head
 
     async def read(self, packet: pb.Packet, sender: str) -> Contents:

@@ -78,7 +78,6 @@ heads = st.builds(
     incarnation=numbers,
     version=st.sampled_from(["", "0.1.0"]),
     wall_ms=numbers,
-    cluster=st.sampled_from(["", "14841639068965178418"]),
     protocol_oldest=st.integers(0, 9),
     protocol_newest=st.integers(0, 9),
 )

@@ -148,12 +148,10 @@ class Nodes:
             cluster = replace(cluster, ca=directory / "ca.pem", certificate=chain, key=key)
         return Settings(node=name, cluster=cluster)
 
-    async def add(
-        self, name: str, listen: str = "127.0.0.1:0", directory: Path | None = None, cluster: str = ""
-    ) -> Member:
+    async def add(self, name: str, listen: str = "127.0.0.1:0", directory: Path | None = None) -> Member:
         """Start a node."""
         handler = Heard()
-        peers = Peers(self.settings(name, listen, directory), name, 7, handler, cluster)
+        peers = Peers(self.settings(name, listen, directory), name, 7, handler)
         await peers.start()
         # It begins to wait for the next exchange while it has no peers.
         await asyncio.sleep(0)

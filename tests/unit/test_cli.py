@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def test_examples_can_be_parsed(name: str, capsys: Captured) -> None:
     examples = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("      postmeter ")]
     for example in examples:
         for part in example.split(" | ")[0].split(" && "):
-            make_parser().parse_args(part.split()[1:])
+            make_parser().parse_args(shlex.split(part)[1:])
 
 
 def test_help_lists_all_commands_and_exit_codes(capsys: Captured) -> None:

@@ -40,7 +40,7 @@ from postmeter.packet import (
 from postmeter.v1 import peers_pb2 as pb
 from tests.unit.cluster_strategies import digests, heads, messages, portions
 
-HEAD = Head("mx1", "mx2", 7, "0.1.0", 1_800_000_000_000, "c")
+HEAD = Head("mx1", "mx2", 7, "0.1.0", 1_800_000_000_000)
 USER_HOUR = MetersId("per-user", "sasl_username", "recipients", 3_600_000)
 ALICE = (USER_HOUR, "alice@example.com")
 LOAN = LoanId("mx1", 7, 1)
@@ -139,8 +139,8 @@ def _set(path: str, value: object) -> Callable[[pb.Packet], None]:
         ("sender", "", "'' is no name of a node"),
         ("sender", "mx1\n", r"'mx1\n' is no name of a node"),
         ("receiver", "192.0.2.1", "'192.0.2.1' is no name of a node"),
-        ("version", "x" * (TEXT_CHARS_MAX + 1), "the name of a version or cluster is not text of up to 100 characters"),
-        ("cluster", "\x1b[2J", "the name of a version or cluster is not text of up to 100 characters"),
+        ("version", "x" * (TEXT_CHARS_MAX + 1), "the name of a version is not text of up to 100 characters"),
+        ("version", "\x1b[2J", "the name of a version is not text of up to 100 characters"),
         ("wall_ms", NUMBER_MAX, f"a time is {NUMBER_MAX}, not 0 to 2^62"),
         ("tables.nodes", ["-"], "'-' is no name of a node"),
         (

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from postmeter import record_keeper
 from postmeter.clock import Clock
 from postmeter.core.effects import Accepted, Before, Put, Ready, Send
 from postmeter.core.meters import MetersId
@@ -126,6 +127,23 @@ def test_a_failing_disk_silences_the_node_until_it_works(desk: Desk) -> None:
             desk.keeper.carry_out(step(4))
             assert await desk.keeper.durable()
             assert [4] == desk.said
+
+    uvloop.run(story())
+
+
+def test_a_disk_that_hangs_fails_those_who_wait_for_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those whose record is being written, too. In the end it is written, and said."""
+    monkeypatch.setattr(record_keeper, "FLUSH_WAIT_S_MAX", 0.1)
+
+    async def story() -> None:
+        async with desk.run():
+            desk.disk.hang()
+            desk.keeper.carry_out(step(1))
+            waiting = asyncio.ensure_future(desk.keeper.durable())
+            assert not await asyncio.wait_for(waiting, 10)
+            desk.disk.mend()
+            await eventually(lambda: desk.failures[-1] == "")
+            assert ([1], 1) == (desk.said, desk.on_disk())
 
     uvloop.run(story())
 

@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     for node in reply.nodes:
         for trouble in node.troubles:
             print(f"{node.id}: {visible(trouble)}")
+        if node.changing and node.state == "member":
+            print(f"{node.id}: rises to its shares when nobody can be spending by the roster before")
         if node.awaits:
             print(f"{node.id}: what it handed over is not acknowledged yet by {', '.join(node.awaits)}")
     return 0 if well else 1

@@ -206,7 +206,7 @@ class NodesResponse(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., generation: _Optional[int] = ..., last: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("id", "state", "self", "alive", "address", "version", "generation", "revision", "refused", "lent_percent", "borrowed_percent", "reached_ms", "ahead_ms", "troubles", "awaits")
+    __slots__ = ("id", "state", "self", "alive", "address", "version", "generation", "revision", "refused", "lent_percent", "borrowed_percent", "reached_ms", "ahead_ms", "troubles", "awaits", "changing")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SELF_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +222,7 @@ class Node(_message.Message):
     AHEAD_MS_FIELD_NUMBER: _ClassVar[int]
     TROUBLES_FIELD_NUMBER: _ClassVar[int]
     AWAITS_FIELD_NUMBER: _ClassVar[int]
+    CHANGING_FIELD_NUMBER: _ClassVar[int]
     id: str
     state: str
     self: bool
@@ -237,7 +238,8 @@ class Node(_message.Message):
     ahead_ms: int
     troubles: _containers.RepeatedScalarFieldContainer[str]
     awaits: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self_, id: _Optional[str] = ..., state: _Optional[str] = ..., self: _Optional[bool] = ..., alive: _Optional[bool] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., generation: _Optional[int] = ..., revision: _Optional[int] = ..., refused: _Optional[int] = ..., lent_percent: _Optional[float] = ..., borrowed_percent: _Optional[float] = ..., reached_ms: _Optional[int] = ..., ahead_ms: _Optional[int] = ..., troubles: _Optional[_Iterable[str]] = ..., awaits: _Optional[_Iterable[str]] = ...) -> None: ...
+    changing: bool
+    def __init__(self_, id: _Optional[str] = ..., state: _Optional[str] = ..., self: _Optional[bool] = ..., alive: _Optional[bool] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., generation: _Optional[int] = ..., revision: _Optional[int] = ..., refused: _Optional[int] = ..., lent_percent: _Optional[float] = ..., borrowed_percent: _Optional[float] = ..., reached_ms: _Optional[int] = ..., ahead_ms: _Optional[int] = ..., troubles: _Optional[_Iterable[str]] = ..., awaits: _Optional[_Iterable[str]] = ..., changing: _Optional[bool] = ...) -> None: ...
 
 class ChangeRosterRequest(_message.Message):
     __slots__ = ("change", "node")

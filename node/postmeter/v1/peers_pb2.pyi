@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Packet(_message.Message):
-    __slots__ = ("sender", "receiver", "incarnation", "protocol_oldest", "protocol_newest", "version", "wall_ms", "cluster", "tables", "messages", "digest", "portions", "more")
+    __slots__ = ("sender", "receiver", "incarnation", "protocol_oldest", "protocol_newest", "version", "wall_ms", "tables", "messages", "digest", "portions", "more")
     SENDER_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -15,7 +15,6 @@ class Packet(_message.Message):
     PROTOCOL_NEWEST_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     WALL_MS_FIELD_NUMBER: _ClassVar[int]
-    CLUSTER_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -28,13 +27,12 @@ class Packet(_message.Message):
     protocol_newest: int
     version: str
     wall_ms: int
-    cluster: str
     tables: Tables
     messages: _containers.RepeatedCompositeFieldContainer[RightsMessage]
     digest: Digest
     portions: _containers.RepeatedCompositeFieldContainer[Portion]
     more: bool
-    def __init__(self, sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., protocol_oldest: _Optional[int] = ..., protocol_newest: _Optional[int] = ..., version: _Optional[str] = ..., wall_ms: _Optional[int] = ..., cluster: _Optional[str] = ..., tables: _Optional[_Union[Tables, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[RightsMessage, _Mapping]]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., portions: _Optional[_Iterable[_Union[Portion, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+    def __init__(self, sender: _Optional[str] = ..., receiver: _Optional[str] = ..., incarnation: _Optional[int] = ..., protocol_oldest: _Optional[int] = ..., protocol_newest: _Optional[int] = ..., version: _Optional[str] = ..., wall_ms: _Optional[int] = ..., tables: _Optional[_Union[Tables, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[RightsMessage, _Mapping]]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., portions: _Optional[_Iterable[_Union[Portion, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class WrittenPortions(_message.Message):
     __slots__ = ("portions",)
