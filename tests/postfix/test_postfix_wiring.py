@@ -151,3 +151,15 @@ def test_nothing_is_changed_that_would_not_work(wiring: ModuleType, config: Path
     with pytest.raises(wiring.WiringError, match="are as before"):
         wiring.apply(record, SERVICE, probe, [], test=False)
     assert {**before, **{f"{name}.before-postmeter": before[name] for name in before}} == files(config)
+
+
+def test_when_the_record_was_lost_nobody_is_asked_in_the_end(wiring: ModuleType, config: Path, probe: str) -> None:
+    """As on a host that is installed again with the main.cf of before: applied once more, and undone."""
+    parameters, record = run("postconf", "-n"), config / "record"
+    wiring.apply(str(record), SERVICE, probe, [], test=False)
+    record.unlink()
+    assert wiring.apply(str(record), SERVICE, probe, [], test=False)
+    assert {} == wiring.apply(str(record), SERVICE, probe, [], test=False)
+    wiring.apply(str(record), None, None, [], test=False)
+    assert parameters == run("postconf", "-n")
+    assert ["main.cf", "master.cf"] == sorted(os.listdir(config))

@@ -51,7 +51,7 @@ def apply(record, service, probe, own_lists, test):
     before, wanted = wiring.plan(service, own_lists)
     if service and not test:
         ask(probe)
-    if before == wanted:
+    if before == wanted and (wiring.record or not service):
         return {}
     if not test:
         (wiring.wire if service else wiring.unwire)(wanted)
@@ -111,12 +111,19 @@ class Wiring:
 
     def wire(self, wanted):
         """Change what is to be changed; if Postfix does not like it, put it back and raise WiringError."""
-        parameters = self.record["parameters"] if self.record else {name: self.parameters.get(name) for name in wanted}
         saved = {path: _read(path) for path in (self.main_cf, self.master_cf)}
-        # Once somebody else has changed a file, the copy must not come back in its place.
-        ours = [path for path in saved if self._is_ours(path)] if self.record else list(saved)
-        for path in saved if not self.record else ():
-            shutil.copy2(path, _backup(path))
+        ours = list(saved)
+        if self.record:
+            # Once somebody else has changed a file, the copy must not come back in its place.
+            parameters, ours = self.record["parameters"], [path for path in saved if self._is_ours(path)]
+        elif any(map(_ASKS.search, self.parameters.values())):
+            # Wired by hand, or the record was lost: what was before is all but that.
+            parameters, ours = {name: _without_entry(self.parameters.get(name, "")) or None for name in wanted}, []
+            parameters["postmeter"] = None
+        else:
+            parameters = {name: self.parameters.get(name) for name in wanted}
+            for path in saved:
+                shutil.copy2(path, _backup(path))
         try:
             self._set(wanted)
             _run("postfix", "check")
