@@ -166,12 +166,13 @@ class Cluster:
         self._stack.close()
 
     def start(self) -> None:
-        """Start all agents. Returns when they are ready, and all are in."""
+        """Start all agents. Returns when they are ready, all are in, and have their shares."""
         for agent in self.agents.values():
             agent.launch()
         for agent in self.agents.values():
             agent.wait_ready()
         self.wait_for_roster(self.agents)
+        wait_until("shares", lambda: all(self.status(node).get("settled") for node in self.agents))
 
     def wait_for_roster(self, nodes: Collection[str]) -> None:
         """Until these, and no others, are the members, and all follow the roster that says so."""
