@@ -130,6 +130,13 @@ class Host:
             self.rights.used_seen = self.gossip.committed.used
         self.world.started(self)
 
+    @property
+    def generation(self) -> int:
+        """The generation that it has adopted."""
+        standing = self.disk.records[STANDING]
+        assert isinstance(standing, Standing)
+        return max(number for number, _ in standing.generations)
+
     def identity(self) -> Identity:
         """What the disk says."""
         return Identity(self.name, self.disk.incarnation, self.disk.alive_ms, "")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
-from postmeter.core.effects import Answer, Lent, LoanId, Ready
+from postmeter.core.effects import Answer, Borrowed, Lent, LoanId, Ready
 from postmeter.core.loans import Question
 from postmeter.core.meters import Meters
 from postmeter.core.rights import Rights
@@ -59,6 +59,14 @@ def _send_first(self: Host, ready: Ready) -> None:
     self.send_all(ready)
     if ready.persist:
         self.persist(ready)
+
+
+def _end_when_over(self: Rights, loan: Borrowed, now_ms: int) -> None:
+    if loan.until_ms <= now_ms:
+        _end(self, loan, now_ms)
+
+
+_end = Rights._end
 
 
 def _nothing_exceeds(self: Rights, meters: SharedMeters) -> list[str]:
@@ -250,9 +258,9 @@ RULES: dict[str, Rule] = {
         "what is lent beyond the new share is handed over, and its loan is kept until that is back",
         (Rights, "_held", _nothing_held),
     ),
-    "what is lent is handed over once": _rule(
-        "what stands on the loan of one handover already is no excess in the next",
-        (Rights, "_handed_over", lambda self, meter, but=None: 0),
+    "handed over is only what was used or lent": _rule(
+        "nothing more can be admitted by what came with a handover",
+        (Rights, "_end", _end_when_over),
     ),
     "loans cover only what was admitted": _rule(
         "a loan that is over counts as borrowed only for usage, and as long as that counts",

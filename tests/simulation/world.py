@@ -144,12 +144,25 @@ class World:
 
     def remove(self, name: str) -> None:
         """The machine is down, the operator says so."""
-        if name in self.members and len(self.members) > 1:
+        if name in self.members and len(self.members) > 1 and not self._knows_last_of_who_leaves(name):
             self.hosts[name].crash()
             self.stopped.append(name)
             # It may come back for a moment without seeing etcd, and go by the limits that it has.
             self.leaves_behind(self.hosts[name].disk.allowed)
             self._propose(member for member in self.members if member != name)
+
+    def _knows_last_of_who_leaves(self, name: str) -> bool:
+        """Nobody joins while one that was drained has not followed; here they do, and must learn it from somebody."""
+        dropped = {
+            number: host
+            for number, members in self.generations.items()
+            for host in map(self.hosts.__getitem__, set(self.generations.get(number - 1, ())) - set(members))
+            if host.name not in self.stopped and host.generation < number
+        }
+        return any(
+            not any(other not in (*self.stopped, name, host.name) for other in self.generations[number])
+            for number, host in dropped.items()
+        )
 
     # --- time and the network -----------------------------------------------------------------------------------------
 

@@ -110,7 +110,7 @@ class HandingOver(Loans):
         those whose share of the new one rises deduct the excess, too; nobody uses that.
         """
         meter = (meters.id, key)
-        beyond = max(-self.spare(meter, now_ms), self._held(meter) - self._handed_over(meter))
+        beyond = max(-self.spare(meter, now_ms), self._held(meter)) - self._handed_over(meter)
         if beyond <= 0:
             return
         number, lifetime_ms = self.roster.generation, self._lifetime_ms(meter)
@@ -129,6 +129,7 @@ class HandingOver(Loans):
                         meter, taker, amount, self._read_ms, lifetime_ms, generation=number, accepted=False
                     )
                     self._borrow(loan, borrowed)
+                    self._end(borrowed, now_ms)
 
     def _on_handover(self, source: str, handover: Handover, now_ms: int) -> Ready:
         number = handover.generation

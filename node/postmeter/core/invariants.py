@@ -69,7 +69,7 @@ class Watch:
         if not self._roster_has_changed():
             for meter, now in excess.items():
                 before = self._excess.get(meter, now)
-                excused = now.base < before.base or not before.borrowed <= now.borrowed
+                excused = now.base < before.base or now.borrowed != before.borrowed
                 excused |= now.changed_ms != before.changed_ms
                 assert excused or now.amount <= max(0, before.amount), f"{meter[1]}: {now.amount} used without rights"
         self._returned, self._excess = returned, excess
@@ -126,8 +126,8 @@ def check_cluster(nodes: Mapping[str, tuple[Rights, int]], meters: Iterable[Mete
         for name, (rights, now_ms) in nodes.items():
             book = rights.books.get(meter)
             for id, loan in book.borrowed.items() if book is not None and _spends(rights, meter, now_ms) else ():
-                if loan.lender in nodes and loan.left:
-                    _check_loan(name, id, loan, nodes[loan.lender][0], now_ms)
+                if loan.lender in nodes and loan.left and _lives(loan, now_ms):
+                    _check_loan(name, id, loan, nodes[loan.lender][0])
 
 
 def _usable(rights: Rights, meter: Meter, now_ms: int) -> int:
@@ -151,13 +151,12 @@ def _spends(rights: Rights, meter: Meter, now_ms: int) -> bool:
     return meters is not None and meters.spends and (rights.confirmed or now_ms < rights.spend_until_ms(meters))
 
 
-def _check_loan(name: str, id: LoanId, loan: Borrowed, lender: Rights, now_ms: int) -> None:
-    """A loan of which something is left. If all was given back, the lender may have begun another one of that name."""
+def _check_loan(name: str, id: LoanId, loan: Borrowed, lender: Rights) -> None:
+    """A loan that lives. Of one that is over, or was given back, the lender may have begun another one of that name."""
     key, theirs = loan.meter[1], lender.books.get(loan.meter)
     lent = theirs.lent.get(id) if theirs is not None else None
     if lent is None:
-        over = not loan.accepted or not _lives(loan, now_ms)
-        assert over, f"{key}: {name} spends a loan that {loan.lender} does not know of"
+        assert not loan.accepted, f"{key}: {name} spends a loan that {loan.lender} does not know of"
         return
     assert lent.amount == loan.amount, f"{key}: {name} has changed what {loan.lender} lent"
     assert loan.acknowledged <= lent.returned <= loan.returned, f"{key}: {loan.lender} took back what {name} still has"

@@ -123,12 +123,12 @@ class Loans:
         return meters.rights(meter[1], now_ms) - meters.usage(meters.row_of(meter[1]), now_ms)
 
     def lendable(self, meter: Meter, now_ms: int) -> int:
-        """What the node has to spare, but nothing that it borrowed: only its own base."""
+        """What the node has to spare, but nothing that it borrowed: only its own base, less the toll."""
         meters = self.ledger.shared(meter[0])
         if meters is None or not meters.spends:
             return 0
         book = self.books.get(meter)
-        of_base = meters.base(meter[1]) - (book.lent_sum if book is not None else 0)
+        of_base = meters.base(meter[1]) - meters.toll(meter[1]) - (book.lent_sum if book is not None else 0)
         return max(0, min(self.spare(meter, now_ms), of_base))
 
     def committed(self, meter: Meter, now_ms: int) -> int:
@@ -287,7 +287,7 @@ class Loans:
             return self.gone_ms(loan)
         lifetime_ms = loan.lifetime_ms if loan.covers is None else self._lifetime_ms(loan.meter)
         every_ms = max(1, lifetime_ms // LOAN_LOOKS)
-        return (max(now_ms, loan.until_ms) // every_ms + 1) * every_ms
+        return min(self.gone_ms(loan), (max(now_ms, loan.until_ms) // every_ms + 1) * every_ms)
 
     def _new_loan(self) -> LoanId:
         self._number += 1
