@@ -4,8 +4,9 @@ A node that adopts a generation tells every other node of the old and the new on
 it has used or lent beyond its new share stays with it as a loan from those whose share rises, and they deduct it before
 they rise. Who lends how much is a pure function of `max`, old and new roster, and meter (roster.transfers).
 
-Such a loan lives as if it had been asked for when the roster was read: a node that is stopped after that is waited for
-long enough, by everybody who may get its share. So a reading is worth nothing when it is older than a loan may live.
+Such a loan is over from the beginning: it covers, and nothing more is admitted by it. Its time counts as if it had been
+asked for when the roster was read: a node that is stopped after that is waited for long enough, by everybody who may
+get its share. So a reading is worth nothing when it is older than a loan may live.
 
     follow      the roster, as it is in etcd        change      a `max` was changed
 """
