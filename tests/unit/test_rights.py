@@ -47,6 +47,14 @@ def ask(rights: Rights, amount: int) -> Ask:
     return send.message
 
 
+def borrow(borrower: Rights, amount: int) -> Ask:
+    """Let node "a" have so much, with what "b" lends. Returns the question."""
+    question = ask(borrower, amount)
+    (answer,) = node("b")[0].receive("a", question, NOW_MS).send
+    borrower.receive("b", answer.message, NOW_MS)
+    return question
+
+
 def test_untouched_meter_has_its_base_share_and_no_state() -> None:
     """Half of `max` on each of two nodes, and nothing is kept."""
     rights, meters = node("a")
@@ -58,9 +66,7 @@ def test_untouched_meter_has_its_base_share_and_no_state() -> None:
 def test_a_clean_stop_loses_nothing_that_was_borrowed() -> None:
     """After the next start the loan covers what was used, what is left of it is given back, and the disk forgets it."""
     borrower, meters = node("a")
-    question = ask(borrower, 8)
-    (answer,) = node("b")[0].receive("a", question, NOW_MS).send
-    borrower.receive("b", answer.message, NOW_MS)
+    question = borrow(borrower, 8)
     use(meters, 2)
     kept = {place: record for place, record in borrower.stop(NOW_MS).persist if record is not None}
 
@@ -80,9 +86,7 @@ def test_a_clean_stop_loses_nothing_that_was_borrowed() -> None:
 def test_a_loan_that_ends_in_the_stop_covers_what_was_used() -> None:
     """Nobody looked at the time since it was over: the stop ends it, and not twice."""
     borrower, meters = node("a")
-    question = ask(borrower, 8)
-    (answer,) = node("b")[0].receive("a", question, NOW_MS).send
-    borrower.receive("b", answer.message, NOW_MS)
+    question = borrow(borrower, 8)
     use(meters, 3)
     (put,) = borrower.stop(NOW_MS + question.lifetime_ms).persist
     assert isinstance(put.record, Borrowed)
