@@ -91,7 +91,7 @@ class Flusher:
         self._wanted.set()
 
     def _is_due(self) -> bool:
-        charged = any(meters.fresh or meters.waiting for meters in self._ledger.meters.values())
+        charged = not all(meters.all_flushed for meters in self._ledger.meters.values())
         if charged:
             self._charged_s = time.monotonic()
         renamed = any(keys.renamed for keys in self._ledger.kinds.values())
@@ -151,8 +151,8 @@ class Flusher:
     async def _add_amounts(self, flush: Flush, batches: Iterable[tuple[Meters, list[Batch]]]) -> None:
         for meters, taken in batches:
             flush.oldest.append((meters.id, meters.oldest(flush.moment.ledger_ms)))
-            for number, fresh in taken:
-                rows = list(fresh)
+            for batch in taken:
+                number, rows = batch.slice, batch.rows
                 logged = self._logged.get((meters.id, number), 0) + len(rows)
                 if logged > FLUSH_ROWS_MAX + LOG_PART_MAX * len(meters.rows(number)):
                     flush.replaced.append((meters.id, number))

@@ -1,6 +1,6 @@
 """What coordination costs, by number of nodes, for senders who stay and senders who roam.
 
-40 senders may use 200 in ten minutes. Of every ten, one wants more than that, two want half of it, seven a twentieth.
+40 senders may use 200 in an hour. Of every ten, one wants more than that, two want half of it, seven a twentieth.
 `busy`: ten senders who all want more than their max, the worst case. A packet is what one step of a node says to
 another one at once; an agent sends no more than that.
 

@@ -312,25 +312,25 @@ class Host:
     def _flush(self, clean: bool = False) -> list[tuple[SharedMeters, set[int]]]:
         """Bring usage to the disk. Returns the rows that were charged."""
         charged = []
-        batches = [(meters, meters.take_unflushed()) for meters in self.ledger.meters.values()]
-        if clean or any(batch for _, batch in batches):
+        taken = [(meters, meters.take_unflushed()) for meters in self.ledger.meters.values()]
+        if clean or any(batches for _, batches in taken):
             self.burn()
             self.disk.clean = clean
             self.disk.tolls_ms = list(self.ledger.tolls_ms)
             self._sign_of_life()
             self.ledger.answer_unflushed = not clean
-        for meters, batch in batches:
+        for meters, batches in taken:
             stored = self.disk.usage.setdefault(meters.id, {})
-            charged_rows = {row for _, rows in batch for row in rows}
+            charged_rows = {row for batch in batches for row in batch.rows}
             for row in charged_rows:
                 key = meters.keys.names[row]
                 if key is not None:
                     stored.update(((number, key), amount) for number, amount in meters.slices(row, self.now_ms()))
-            meters.flushed(batch)
+            meters.flushed(batches)
             if self.gossip is not None:
-                for number, amounts in batch:
-                    self.gossip.count(meters, number, list(amounts))
-            if batch:
+                for batch in batches:
+                    self.gossip.count(meters, batch.slice, batch.rows)
+            if batches:
                 assert isinstance(meters, SharedMeters)
                 charged.append((meters, charged_rows))
         return charged

@@ -96,9 +96,7 @@ class Bench:
         meters, row = self.meters, self.meters.keys.row(key)
         row = meters.keys.open(key) if row is None else row
         meters.advance(self.flusher._clock.now_ms())
-        meters.used[row] += amount
-        meters.current[row] = meters.current.get(row, 0) + amount
-        meters.fresh[row] = meters.fresh.get(row, 0) + amount
+        meters.charge(row, key, amount)
 
     def hold(self, key: str, amount: int = 1) -> None:
         """Charge, and wait to be told; at that moment it must be on the disk."""

@@ -7,7 +7,18 @@ import gc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from postmeter.core.meters import OVERFLOW_KEY, OVERFLOW_ROW, UNLIMITED, Keys, Ledger, Meters, MetersId, unflushed_max
+from postmeter.core.meters import (
+    OVERFLOW_KEY,
+    OVERFLOW_ROW,
+    PLACES,
+    UNLIMITED,
+    Batch,
+    Keys,
+    Ledger,
+    Meters,
+    MetersId,
+    unflushed_max,
+)
 from postmeter.defaults import SLICES_PER_WINDOW
 
 WINDOW_MS = 60_000
@@ -28,10 +39,18 @@ def charge(meters: Meters, key: str, amount: int, now_ms: int) -> int:
     if row is None:
         row = meters.keys.open(key)
     meters.advance(now_ms)
-    meters.used[row] += amount
-    meters.current[row] = meters.current.get(row, 0) + amount
-    meters.fresh[row] = meters.fresh.get(row, 0) + amount
+    if amount == 1:
+        meters.used[row] += 1
+        meters.unflushed[row % PLACES] += 1
+        meters.ones.append(row)
+    else:
+        meters.charge(row, key, amount)
     return row
+
+
+def told(batches: list[Batch]) -> list[tuple[int, dict[int, int]]]:
+    """The slices and amounts of batches."""
+    return [(batch.slice, {row: batch.amount(row) for row in batch.rows}) for batch in batches]
 
 
 def used(meters: Meters, key: str, now_ms: int) -> int:
@@ -58,7 +77,7 @@ steps = st.lists(
     st.tuples(
         st.sampled_from(["charge", "charge", "charge", "expire", "flush", "reset", "refund"]),
         st.sampled_from(["alice", "bob", "carol"]),
-        st.integers(1, 50),
+        st.one_of(st.just(1), st.integers(1, 50)),
         st.one_of(st.integers(0, 300), st.integers(0, 3 * 60_000)),
     ),
     max_size=60,
@@ -92,6 +111,12 @@ def test_usage_equals_the_twin(steps: list[tuple[str, str, int, int]], window_ms
                 meters.refund(refunded, who, at_ms // meters.slice_ms, last)
         for who in ("alice", "bob", "carol"):
             assert twin.usage(who, now_ms, window_ms, meters.slice_ms) == used(meters, who, now_ms)
+    for row in meters.keys.rows.values():
+        most = meters.unflushed[row % PLACES] + meters.waiting_max
+        assert meters.pending(row) <= most
+        slices = meters.slices(row, now_ms)
+        assert [amount for _, amount in slices] == [sum(meters.sums(number, [row])) for number, _ in slices]
+        assert sum(amount for _, amount in slices) == meters.used[row]
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 90_000)), min_size=1), st.integers(1, 120))
@@ -197,11 +222,11 @@ def test_an_unwritten_slice_is_offered_again() -> None:
     """What could not be stored is in the next batch, with the sum of its slice, also when the slice has ended."""
     meters = open_meters()
     row = charge(meters, "alice", 2, 0)
-    assert [(0, {row: 2})] == meters.take_unflushed()
+    assert [(0, {row: 2})] == told(meters.take_unflushed())
     charge(meters, "alice", 3, 0)
     charge(meters, "alice", 4, SLICE_MS)
     taken = meters.take_unflushed()
-    assert [(0, {row: 2}), (0, {row: 3}), (1, {row: 4})] == taken
+    assert [(0, {row: 2}), (0, {row: 3}), (1, {row: 4})] == told(taken)
     assert [5, 0] == meters.sums(0, [row, 99])
     meters.flushed(taken)
     assert [] == meters.take_unflushed()
@@ -216,7 +241,7 @@ def test_another_window_begins_with_what_is_known() -> None:
     assert [ID] == ledger.retain({longer.id})
     assert 5 == used(longer, "alice", 30_000)
     assert 5 == used(longer, "alice", 30_000 + 10 * WINDOW_MS)
-    assert [(3, {1: 5})] == longer.take_unflushed()
+    assert [(3, {1: 5})] == told(longer.take_unflushed())
 
 
 def test_the_garbage_collector_has_nothing_to_visit() -> None:

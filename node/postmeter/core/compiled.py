@@ -6,8 +6,8 @@ dataclasses and named tuples write their methods, and lets Python compile them. 
 deploy/examples/limits.yaml at END-OF-MESSAGE that is, shortened:
 
     value13, value14, value15, value20 = values[13], values[14], values[15], values[20]
-    mark = f"{value15}\n{value14}\n{value13}" if value15 else ""
-    if mark in marks: return REPEATED
+    mark = hash((value15, value14, value13)) if value15 else 0
+    if mark in repeats.newer or mark in repeats.older: return REPEATED
     ...
     key0 = value20
     row0 = rows0.get(key0)
@@ -18,8 +18,9 @@ deploy/examples/limits.yaml at END-OF-MESSAGE that is, shortened:
     ...
     if key0:
         if row0 is None: row0 = keys0.open(key0)
+        used0[row0] += amount0
         ...  # as Meters.charge
-    remember(mark)
+    repeats.newer[mark] = None
 
 Whatever is not plain goes the slow way, `closely`: it gives the same answers, and a test holds that it does.
 """
@@ -30,10 +31,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from postmeter.core.limits import ADDRESS_ATTRIBUTES
-from postmeter.core.meters import OVERFLOW_KEY, OVERFLOW_ROW
-from postmeter.core.request import DERIVED, Request
-from postmeter.core.rule import Rule, once_mark
-from postmeter.defaults import KEY_CHARS_MAX
+from postmeter.core.meters import OVERFLOW_KEY, OVERFLOW_ROW, PLACES
+from postmeter.core.request import DERIVED, END_OF_MESSAGE, Request
+from postmeter.core.rule import MARKED, Rule, once_mark
+from postmeter.defaults import KEY_CHARS_MAX, REPEATS_MIN
 
 Decide = Callable[[Request, int], Any]
 
@@ -41,7 +42,7 @@ Decide = Callable[[Request, int], Any]
 def compile_stage(stage: str, rules: Iterable[Rule], places: Mapping[str, int], known: Mapping[str, Any]) -> Decide:
     """A function of (request, now_ms) that decides at one stage, for requests whose attributes stand at these places.
 
-    `known` are the things it uses: PERMIT, REPEATED, marks, remember, ledger, closely, hold.
+    `known` are the things it uses: PERMIT, REPEATED, repeats, ledger, closely, hold.
     """
     return _Writer(stage, [rule for rule in rules if rule.asked_at(stage)], places, known).compile()
 
@@ -64,7 +65,11 @@ class _Writer:
         """The function."""
         charging = [(number, rule) for number, rule, charges in self._rules if charges]
         if charging:
-            self._write(1, f"mark = {self._mark()}", "if mark and mark in marks: return REPEATED")
+            self._write(
+                1,
+                f"mark = {self._mark()}",
+                "if mark and (mark in repeats.newer or mark in repeats.older): return REPEATED",
+            )
         self._write_amounts()
         for text, number in self._keys.items():
             self._write_key(number, next(rule for _, rule, _ in self._rules if str(rule.limit.key) == text))
@@ -91,11 +96,9 @@ class _Writer:
 
     def _mark(self) -> str:
         if "instance" not in self._places:
-            return '""'
-        instance = self._value("instance")
-        parts = ["recipient"] if self._at_rcpt else ["queue_id", "recipient_count"]
-        rest = "".join("\\n" + (f"{{{self._value(name)}}}" if name in self._places else "") for name in parts)
-        return f'f"{{{instance}}}{rest}" if {instance} else ""'
+            return "0"
+        instance, *rest = map(self._value, MARKED["RCPT" if self._at_rcpt else END_OF_MESSAGE])
+        return f"hash(({instance}, {', '.join(rest)},)) if {instance} else 0"
 
     def _write_amounts(self) -> None:
         counts = {rule.limit.count for _, rule, _ in self._rules}
@@ -137,7 +140,7 @@ class _Writer:
             self._names[f"covers{number}"] = rule.covers
             asked += f" and covers{number}(request, key{key})"
         if rule.once and charges:
-            asked += f" and not (mark and once_mark(request, {rule.limit.name!r}, key{key}) in marks)"
+            asked += f" and not (mark and once_mark(request, {rule.limit.name!r}, key{key}) in repeats)"
         amount = rule.limit.count
         self._write(1, f"asked{number} = {asked}", f"if asked{number}:")
         for window, meters in enumerate(rule.meters):
@@ -157,23 +160,31 @@ class _Writer:
         self._write(1, "held = not ledger.answer_unflushed")
         for number, rule in charging:
             key, amount = self._keys[str(rule.limit.key)], rule.limit.count
-            self._write(1, f"if asked{number} and {amount}:")
-            self._write(2, f"if row{key} is None: row{key} = keys{key}.open(key{key})")
-            for window in range(len(rule.meters)):
-                name = f"meters{number}_{window}"
+            self._write(1, f"if asked{number}{' and bytes' if amount == 'bytes' else ''}:")
+            self._write(2, f"if row{key} is None: row{key} = keys{key}.open(key{key})", f"place = row{key} % {PLACES}")
+            for window, meters in enumerate(rule.meters):
+                name, unflushed = f"meters{number}_{window}", f"unflushed{number}_{window}"
+                self._names[unflushed] = meters.unflushed
                 self._write(
                     2,
                     f"used{number}_{window}[row{key}] += {amount}",
-                    f"amounts = {name}.current",
-                    f"amounts[row{key}] = amounts.get(row{key}, 0) + {amount}",
-                    f"amounts = {name}.fresh",
-                    f"amounts[row{key}] = unflushed = amounts.get(row{key}, 0) + {amount}",
+                    f"if {amount} == 1: {name}.ones.append(row{key})",
+                    f"else: {name}.add(row{key}, {amount})",
+                    f"{unflushed}[place] = unflushed = {unflushed}[place] + {amount}",
                     f"if unflushed + {name}.waiting_max > {name}.quick_unflushed_max"
                     f" and {name}.must_wait(key{key}, row{key}): held = True",
                 )
             if rule.once:
-                self._write(2, f"if mark: remember(once_mark(request, {rule.limit.name!r}, key{key}))")
-        self._write(1, "if mark: remember(mark)", "if held:", "    charges = []", "    once = []")
+                self._write(2, f"if mark: repeats.add(once_mark(request, {rule.limit.name!r}, key{key}))")
+        self._write(
+            1,
+            "if mark:",
+            "    repeats.newer[mark] = None",
+            f"    if len(repeats.newer) >= {REPEATS_MIN}: repeats.begin()",
+            "if held:",
+            "    charges = []",
+            "    once = []",
+        )
         for number, rule in charging:
             key, amount = self._keys[str(rule.limit.key)], rule.limit.count
             self._write(2, f"if asked{number} and {amount}:")

@@ -2,13 +2,15 @@
 
 A *key* (alice@example.com) gets a row number while anybody counts it. `Meters` holds one window of one limit for all
 keys: a column of sums by row, and for every slice of the window a dict of row -> amount. So a question is one look-up
-and one comparison, a charge is two additions, and a slice that has become too old is taken away as a whole. `Ledger`
+and one comparison, a charge is an addition, and a slice that has become too old is taken away as a whole. `Ledger`
 holds all meters of this node, and keeps them while the limits around them are changed.
+
+Charges of one are only listed at first (`ones`), and counted together: that takes half the time.
 
 A slice counts until its end is one window old. Slices that ran out are subtracted later and in portions (`expire`), and
 at once for a row that is about to be refused (`settle`): until then the sum is too high, never too low.
 
-Amounts that are not on disk yet are in `fresh` and then, by slice, in `waiting`. The caller writes what
+Amounts that are not on disk yet are in `ones` and `fresh`, and then, in batches, in `waiting`. The caller writes what
 `take_unflushed` returns and says so with `flushed`. What is written is the sum of a slice, not the difference, so
 that writing it twice does no harm.
 
@@ -18,18 +20,22 @@ Times are milliseconds of one clock that never goes back. Rows are small integer
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from postmeter.defaults import KEYS_MAX, SLICES_PER_WINDOW, UNFLUSHED_PART
 
 OVERFLOW_ROW = 0
 OVERFLOW_KEY = "(overflow)"
 UNLIMITED = 1 << 60
+PLACES = 1024
+"""How many sums `unflushed` has; a row is in the one at `row % PLACES`."""
 
-Batch = tuple[int, dict[int, int]]
-"""A slice and the rows in it that are not on disk yet."""
+_NOTHING = array("q", bytes(8 * PLACES))
+# Counter's own loop, on dicts: those the garbage collector does not visit.
+_add_ones = cast("Callable[[dict[int, int], list[int]], None]", Counter.update)
 
 
 class MetersId(NamedTuple):
@@ -110,8 +116,48 @@ class Keys:
         self.renamed = {**renamed, **self.renamed}
 
 
+class Batch:
+    """What was charged in a slice and is not on disk yet: `amounts` by row, and rows that 1 more was added to.
+
+    No row has more than `most`.
+    """
+
+    __slots__ = ("_amounts", "_ones", "most", "slice")
+
+    def __init__(self, slice: int, amounts: dict[int, int], ones: list[int], most: int) -> None:
+        self.slice = slice
+        self.most = most
+        self._amounts = amounts
+        self._ones = ones
+
+    @property
+    def rows(self) -> list[int]:
+        """Each row once."""
+        return list(dict.fromkeys([*self._amounts, *self._ones]))
+
+    def amount(self, row: int) -> int:
+        """What was charged to the row."""
+        self._count()
+        return self._amounts.get(row, 0)
+
+    def forget(self, row: int) -> None:
+        """Nothing was charged to the row."""
+        self._count()
+        self._amounts.pop(row, None)
+
+    def _count(self) -> None:
+        if self._ones:
+            _add_ones(self._amounts, self._ones)
+            self._ones = []
+
+
 class Meters:
-    """One window of one limit for all its keys."""
+    """One window of one limit for all its keys.
+
+    `used` is the column of sums, `current` the amounts of the slice that `advance` began, `fresh` what of them is in no
+    batch yet. Rows in `ones` have 1 more in `used`, and not yet in the others. `unflushed` has what is in `fresh` and
+    `ones`: all rows with the same `row % PLACES` share a sum, so that few need a look at their own.
+    """
 
     __slots__ = (
         "_slices",
@@ -122,12 +168,14 @@ class Meters:
         "id",
         "keys",
         "max",
+        "ones",
         "overrides",
         "quick_max",
         "quick_unflushed_max",
         "slice",
         "slice_end_ms",
         "slice_ms",
+        "unflushed",
         "used",
         "waiting",
         "waiting_max",
@@ -142,6 +190,8 @@ class Meters:
         self.slice_end_ms = 0
         self.current: dict[int, int] = {}
         self.fresh: dict[int, int] = {}
+        self.ones: list[int] = []
+        self.unflushed = _NOTHING[:]
         self.waiting: list[Batch] = []
         self.waiting_max = 0
         self._tolls_ms: list[int] = []
@@ -176,9 +226,9 @@ class Meters:
         self.quick_unflushed_max = unflushed_max(self.max) if alike else -1
 
     def _set_waiting(self, waiting: list[Batch]) -> None:
-        """`waiting_max` is what no row has more of in `waiting`, so that few need a look at their own."""
+        """`waiting_max` is what no row has more of in `waiting`."""
         self.waiting = waiting
-        self.waiting_max = sum(max(amounts.values(), default=0) for _, amounts in waiting)
+        self.waiting_max = sum(batch.most for batch in waiting)
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -190,13 +240,11 @@ class Meters:
         """Begin the slice that `now_ms` lies in. Callers on the decision path compare `slice_end_ms` first."""
         if now_ms < self.slice_end_ms:
             return
+        self._begin_batch()
         oldest = self.oldest(now_ms)
         for number in [number for number in self._slices if number < oldest]:
             self._stale.append(self._slices.pop(number))
-        if self.fresh:
-            self.waiting.append((self.slice, self.fresh))
-            self.fresh = {}
-        self._set_waiting([(number, amounts) for number, amounts in self.waiting if number >= oldest])
+        self._set_waiting([batch for batch in self.waiting if batch.slice >= oldest])
         if self.slice in self._slices and not self.current:
             del self._slices[self.slice]
         self.slice = now_ms // self.slice_ms
@@ -260,6 +308,7 @@ class Meters:
         self.advance(now_ms)
         if row is None:
             return []
+        self._count()
         amounts = ((number, self._slices[number].get(row, 0)) for number in sorted(self._slices))
         return [(number, amount) for number, amount in amounts if amount]
 
@@ -278,10 +327,12 @@ class Meters:
 
     def must_wait(self, key: str, row: int) -> bool:
         """Whether more is charged to the row and not on disk than may be answered before it is."""
-        pending = self.fresh.get(row, 0)
-        for _, amounts in self.waiting:
-            pending += amounts.get(row, 0)
-        return pending > unflushed_max(self.max_of(key))
+        return self.pending(row) > unflushed_max(self.max_of(key))
+
+    def pending(self, row: int) -> int:
+        """What is charged to the row and not on disk."""
+        self._count()
+        return self.fresh.get(row, 0) + sum(batch.amount(row) for batch in self.waiting)
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
@@ -291,12 +342,24 @@ class Meters:
         (`compiled.py` does the same in place, where it knows most of it beforehand.)
         """
         self.used[row] += amount
+        self.unflushed[row % PLACES] += amount
+        self.add(row, amount)
+        return self.must_wait(key, row)
+
+    def add(self, row: int, amount: int) -> None:
+        """Add to the current slice what `used` and `unflushed` have already. For 1, `ones.append(row)` will do."""
         self.current[row] = self.current.get(row, 0) + amount
         self.fresh[row] = self.fresh.get(row, 0) + amount
-        return self.must_wait(key, row)
+
+    def _count(self) -> None:
+        if self.ones:
+            _add_ones(self.current, self.ones)
+            _add_ones(self.fresh, self.ones)
+            self.ones = []
 
     def refund(self, row: int, key: str, number: int, amount: int) -> None:
         """Take a charge of slice `number` back, because it could not be stored and the mail was not let through."""
+        self._count()
         amounts = self._slices.get(number, {})
         if amounts.get(row, 0) >= amount and self.keys.names[row] == key:
             self.used[row] -= amount
@@ -304,15 +367,18 @@ class Meters:
             if number == self.slice:
                 self.fresh.setdefault(row, 0)
             else:
-                self.waiting.append((number, {row: 0}))
+                self.waiting.append(Batch(number, {row: 0}, [], 0))
 
     def reset(self, row: int) -> list[int]:
         """Forget what the row has used. Returns the slices in which the caller forgets it on disk, too."""
+        self._count()
         numbers = [number for number, amounts in self._slices.items() if row in amounts]
         self.used[row] = 0
         self.fresh.pop(row, None)
-        for amounts in [*self._slices.values(), *self._stale, *(amounts for _, amounts in self.waiting)]:
+        for amounts in [*self._slices.values(), *self._stale]:
             amounts.pop(row, None)
+        for batch in self.waiting:
+            batch.forget(row)
         self.keys.release(row)
         return numbers
 
@@ -334,13 +400,16 @@ class Meters:
 
     def adopt(self, other: Meters) -> None:
         """Take over what `other` counted in a window of another length. An amount never ends earlier than it did."""
+        other._count()
         for number, amounts in other._slices.items():
             for row, amount in amounts.items():
                 self.load(((number + 1) * other.slice_ms - 1) // self.slice_ms, row, amount)
-        self._set_waiting([(number, dict(amounts)) for number, amounts in self._slices.items()])
+        slices = ((number, amounts) for number, amounts in self._slices.items() if amounts)
+        self._set_waiting([Batch(number, dict(amounts), [], max(amounts.values())) for number, amounts in slices])
 
     def retire(self) -> None:
         """Nobody asks any more: let `expire` take everything away."""
+        self._count()
         self._stale.extend(self._slices.values())
         self._slices = {}
         self.current = {}
@@ -349,17 +418,27 @@ class Meters:
 
     # --- the disk -----------------------------------------------------------------------------------------------------
 
+    @property
+    def all_flushed(self) -> bool:
+        """Whether all that is charged is on disk."""
+        return not (self.ones or self.fresh or self.waiting)
+
     def take_unflushed(self) -> list[Batch]:
-        """The batches (slice, rows) that are not on disk; pass them to `flushed` when they are."""
-        if self.fresh:
-            self._set_waiting([*self.waiting, (self.slice, self.fresh)])
-            self.fresh = {}
+        """The batches that are not on disk; pass them to `flushed` when they are."""
+        self._begin_batch()
         return list(self.waiting)
+
+    def _begin_batch(self) -> None:
+        if self.fresh or self.ones:
+            _add_ones(self.current, self.ones)
+            self._set_waiting([*self.waiting, Batch(self.slice, self.fresh, self.ones, max(self.unflushed))])
+            self.fresh, self.ones = {}, []
+            self.unflushed[:] = _NOTHING
 
     def flushed(self, batches: Iterable[Batch]) -> None:
         """These batches are on disk."""
-        done = {id(amounts) for _, amounts in batches}
-        self._set_waiting([batch for batch in self.waiting if id(batch[1]) not in done])
+        done = set(batches)
+        self._set_waiting([batch for batch in self.waiting if batch not in done])
 
     @property
     def numbers(self) -> list[int]:

@@ -14,7 +14,6 @@ carries it, and the caller answers after a flush, or calls `undo` and answers wi
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -26,7 +25,7 @@ from postmeter.core.meters import Ledger, Meters, MetersId
 from postmeter.core.request import STAGES, Layout, Request, attribute, number
 from postmeter.core.rule import ChargeAt, Reading, Rule, mark, once_mark
 from postmeter.core.shared import SharedMeters
-from postmeter.defaults import REPEATS_MAX
+from postmeter.defaults import REPEATS_MIN
 
 Changing = Callable[[MetersId, Collection[str | None]], object]
 
@@ -55,7 +54,7 @@ class Decision:
     refused: bool = False
     exceeded: tuple[Reading, ...] = ()
     held: tuple[Charge, ...] | None = None
-    marks: tuple[str, ...] = ()
+    marks: tuple[int, ...] = ()
 
 
 PERMIT = Decision("DUNNO")
@@ -63,24 +62,34 @@ REPEATED = Decision("DUNNO", held=())
 
 
 class Repeats:
-    """Marks of the requests that were charged last, so that a repeat is not charged again."""
+    """Marks of the requests that were charged last, so that a repeat is not charged again.
 
-    __slots__ = ("_order", "marks")
+    The last REPEATS_MIN are remembered, and as many of those before as are in the same generation as one of them.
+    """
+
+    __slots__ = ("newer", "older")
 
     def __init__(self) -> None:
-        self.marks: dict[str, None] = {}
-        self._order: deque[str] = deque()
+        self.newer: dict[int, None] = {}
+        self.older: dict[int, None] = {}
 
-    def add(self, mark: str) -> None:
-        """Remember a mark, and forget the oldest one if there are too many."""
-        self.marks[mark] = None
-        self._order.append(mark)
-        if len(self._order) > REPEATS_MAX:
-            self.marks.pop(self._order.popleft(), None)
+    def __contains__(self, mark: int) -> bool:
+        return mark in self.newer or mark in self.older
 
-    def forget(self, mark: str) -> None:
+    def add(self, mark: int) -> None:
+        """Remember a mark. (`compiled.py` does the same in place.)"""
+        self.newer[mark] = None
+        if len(self.newer) >= REPEATS_MIN:
+            self.begin()
+
+    def begin(self) -> None:
+        """Begin a new generation, and forget the last but one."""
+        self.older, self.newer = self.newer, {}
+
+    def forget(self, mark: int) -> None:
         """The request was not let through after all."""
-        self.marks.pop(mark, None)
+        self.newer.pop(mark, None)
+        self.older.pop(mark, None)
 
 
 class Policy:
@@ -148,8 +157,7 @@ class Policy:
         known = {
             "PERMIT": PERMIT,
             "REPEATED": REPEATED,
-            "marks": self._repeats.marks,
-            "remember": self._repeats.add,
+            "repeats": self._repeats,
             "ledger": self._ledger,
             "closely": self._decide_closely,
             "hold": _hold,
@@ -175,7 +183,7 @@ class Policy:
             key = rule.cut_key(request)
             why_not = rule.why_not(request, key, stage)
             readings: list[Reading] = []
-            if not why_not and rule.once and once_mark(request, rule.limit.name, key) in self._repeats.marks:
+            if not why_not and rule.once and once_mark(request, rule.limit.name, key) in self._repeats:
                 why_not = "the message was charged before"
             if not why_not:
                 readings = [rule.read(meters, request, key, stage, now_ms) for meters in rule.meters]
@@ -190,7 +198,7 @@ class Policy:
             self._repeats.forget(each)
 
     def _is_repeated(self, request: Request, stage: str) -> bool:
-        return any(rule.stage == stage for rule in self._rules) and mark(request, stage) in self._repeats.marks
+        return any(rule.stage == stage for rule in self._rules) and mark(request, stage) in self._repeats
 
     def _decide_closely(self, request: Request, now_ms: int) -> Decision:
         stage = _stage(request)
@@ -215,7 +223,7 @@ class Policy:
         return replace(decision, held=held.held, marks=held.marks)
 
 
-def _hold(charges: Iterable[tuple[Meters, int, str, int]], marks: Iterable[str]) -> Decision:
+def _hold(charges: Iterable[tuple[Meters, int, str, int]], marks: Iterable[int]) -> Decision:
     held = tuple(Charge(meters, row, key, meters.slice, amount) for meters, row, key, amount in charges)
     return Decision("DUNNO", held=held, marks=tuple(marks))
 

@@ -24,10 +24,12 @@ from postmeter.core.request import END_OF_MESSAGE, Request, attribute, number
 
 ChargeAt = Literal["end-of-message", "rcpt"]
 
+# What a charged request is recognised by. If another service refuses the message, the client may add recipients and
+# send it again as the same instance.
+MARKED = {"RCPT": ("instance", "recipient"), END_OF_MESSAGE: ("instance", "queue_id", "recipient_count")}
+
 _instance = attribute("instance")
-_queue_id = attribute("queue_id")
-_recipient = attribute("recipient")
-_recipients = attribute("recipient_count")
+_marked = {stage: [attribute(name) for name in names] for stage, names in MARKED.items()}
 _recipient_count = number("recipient_count")
 _size = number("size")
 
@@ -151,17 +153,15 @@ class Rule:
         )
 
 
-def mark(request: Request, stage: str) -> str:
-    """What a charged request is recognised by if Postfix repeats it; "" if it cannot be."""
-    instance = _instance(request)
-    if not instance:
-        return ""
-    if stage == "RCPT":
-        return f"{instance}\n{_recipient(request)}"
-    # If another service refuses the message, the client may add recipients and send it again as the same instance.
-    return f"{instance}\n{_queue_id(request)}\n{_recipients(request)}"
+def mark(request: Request, stage: str) -> int:
+    """What a charged request is recognised by if Postfix repeats it; 0 if it cannot be.
+
+    64 bits with a secret of this process: that two are alike by chance will not happen.
+    """
+    marked = tuple(value(request) for value in _marked[stage])
+    return hash(marked) if marked[0] else 0
 
 
-def once_mark(request: Request, limit: str, key: str) -> str:
+def once_mark(request: Request, limit: str, key: str) -> int:
     """What a message is recognised by that a limit has charged with an earlier recipient."""
-    return f"{_instance(request)}\n{limit}\n{key}"
+    return hash((_instance(request), limit, key))

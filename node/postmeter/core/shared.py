@@ -325,8 +325,7 @@ class SharedMeters(Meters):
 
     def must_wait(self, key: str, row: int) -> bool:
         """Whether more is charged to the row and not on disk than may be answered before it is."""
-        pending = self.fresh.get(row, 0) + sum(amounts.get(row, 0) for _, amounts in self.waiting)
-        return pending > unflushed_max(self.base(key))
+        return self.pending(row) > unflushed_max(self.base(key))
 
     def refund(self, row: int, key: str, number: int, amount: int) -> None:
         """Take a charge back; a loan that stood for it does not any more."""
