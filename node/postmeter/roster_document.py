@@ -4,8 +4,9 @@
 
 Whoever changes it (a node that joins, `postmeter node`) replaces the value by compare-and-swap. One change is made at a
 time: the next one is refused until every living node that the last one concerns follows it, as its `status` says. That
-keeps the list short; the cap does not depend on it (core/roster.py). Only `removed` may come in between, because a node
-that does not follow may be the one that is down.
+keeps the list short. Only `removed` may come in between, because a node that does not follow may be the one that is
+down; so nobody may join before one that was drained has followed, too: all who could tell the newcomer of it may have
+been removed (core/roster.py).
 
 A node that was taken out never comes back under the same name. Its machine does, as NAME~2 and so on.
 """
@@ -47,9 +48,8 @@ class RosterDocument:
 
     @property
     def concerned(self) -> set[str]:
-        """The living nodes of the newest generation and of the one before."""
-        before = self.generations.get(self.generation - 1, ())
-        return {*self.members, *before} - {*self.stopped}
+        """The living nodes of all generations that are kept: members, and those that may not know that they are out."""
+        return {node for members in self.generations.values() for node in members} - {*self.stopped}
 
     def born(self, node: str) -> int:
         """The generation before the first with this node."""
@@ -79,8 +79,7 @@ class RosterDocument:
 
     def removed(self, node: str) -> RosterDocument:
         """Without a node whose machine is down for good. Raises ConfigError."""
-        before = self.generations.get(self.generation - 1, ())
-        if node in self.stopped or node not in {*self.members, *before}:
+        if node not in self.concerned:
             self._check_member(node)
         changed = self
         if node in self.members:
@@ -100,7 +99,7 @@ class RosterDocument:
             raise ConfigError([f"{node} is not in the roster; there are {', '.join(self.members) or 'none'}"])
 
     def _check_complete(self, adopted: Mapping[str, int]) -> None:
-        late = sorted(node for node in self.concerned if adopted.get(node, 0) < self.generation)
+        late = sorted(node for node in self.concerned if adopted.get(node, 0) < self._to_follow(node))
         if late:
             raise ConfigError(
                 [
@@ -109,6 +108,11 @@ class RosterDocument:
                     f" down for good, take it out with `postmeter node remove {late[0]}`"
                 ]
             )
+
+    def _to_follow(self, node: str) -> int:
+        """The newest generation, or the first without the node."""
+        last = max(number for number, members in self.generations.items() if node in members)
+        return min(last + 1, self.generation)
 
 
 def first_roster(node: str) -> RosterDocument:

@@ -152,7 +152,10 @@ class World:
             self._propose(member for member in self.members if member != name)
 
     def _knows_last_of_who_leaves(self, name: str) -> bool:
-        """Nobody joins while one that was drained has not followed; here they do, and must learn it from somebody."""
+        """Whether nobody would be left who can tell a newcomer of a node that was drained and has not followed.
+
+        Here nodes join at any time. In the product none does while there is such a node (roster_document.py).
+        """
         dropped = {
             number: host
             for number, members in self.generations.items()

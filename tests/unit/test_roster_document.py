@@ -76,7 +76,17 @@ def test_a_dead_node_is_removed_at_any_time() -> None:
     removed = THREE.drained("mx1", ALL_FOLLOW).removed("mx2")
     assert {5: ("mx1", "mx2", "mx3"), 6: ("mx2", "mx3"), 7: ("mx3",)} == removed.generations
     assert ("mx0", "mx2") == removed.stopped
-    assert {"mx3"} == removed.concerned
+    assert {"mx1", "mx3"} == removed.concerned
+
+
+def test_nobody_joins_before_a_drained_node_has_followed() -> None:
+    """Though all are gone that it would have to tell: it may go on spending, and the newcomer would not hear of it."""
+    alone = THREE.drained("mx1", ALL_FOLLOW).removed("mx2").removed("mx3")
+    assert () == alone.members
+    with pytest.raises(ConfigError, match=r"mx1 has not followed .*node remove mx1"):
+        alone.joined("mx4", ALL_FOLLOW)
+    assert ("mx4",) == alone.joined("mx4", ALL_FOLLOW | {"mx1": 6}).members
+    assert ("mx4",) == alone.removed("mx1").joined("mx4", ALL_FOLLOW).members
 
 
 def test_a_node_that_dies_while_it_is_drained_can_be_removed() -> None:

@@ -14,7 +14,8 @@ most the share in g, and these sum to `max`. Three rules make "j is open at i" t
 - a node hands over only what it has adopted, durably, and its share has fallen by then;
 - a generation is adopted only when all living members of the one before the current have handed over: so a node that
   joins need only hear from those who are in the generation that it was born from. (Without it, one that is drained in
-  generation 2 and has not noticed could spend beside one that joined in 3 and does not know it.)
+  generation 2 and has not noticed could spend beside one that joined in 3 and does not know it. One of those must live
+  to tell it; so roster_document.py lets nobody join before such a node has followed or was declared stopped.)
 - a stopped node counts as gone only after two lifetimes + window + margin on the clock of each node that learns of it.
   A node that is new itself begins to count then, and takes every stopped node of the roster into account.
 
