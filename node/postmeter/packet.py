@@ -225,7 +225,7 @@ def _read_portion(portion: pb.Portion) -> Portion:
         raise PeerError(f"a portion has {length} entries, more than {VIEW_PORTION_ENTRIES_MAX}")
     tables = _read_tables(portion.tables, VIEW_PORTION_ENTRIES_MAX)
     since, version = number(portion.since, "a version"), number(portion.version, "a version")
-    versions = list(column(portion.versions, length, version + 1, "versions"))
+    versions = column(portion.versions, length, version + 1, "versions")
     if since > version or (versions and versions[0] <= since) or versions != sorted(versions):
         raise PeerError(f"the versions of a portion do not ascend from {since} to {version}")
     rows = zip(

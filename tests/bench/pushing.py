@@ -7,8 +7,9 @@ input:
     push RATE     tell so many updates of counters a second, all peers together, each to the node
     idle          no more; one line says how many the node has taken in since `push`
 
-An update is a new amount of one of 10,000 users in the slice of now of a window of an hour. What the node says it has
-used is acknowledged, but not read further: real peers have machines of their own for that.
+An update is a new amount of one of 10,000 users in the slice of now of a window of an hour; as many have one version as
+a View gives one to. What the node says it has used is acknowledged, but not read further: real peers have machines of
+their own for that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from unittest.mock import patch
 
 import uvloop
@@ -42,7 +42,10 @@ USERS = [f"user{number:07}@dom{number % EVERYBODY.domains:04}.example.org" for n
 
 
 class Pusher:
-    """One peer: a Handler of postmeter.link. It has counted up to `version`, and the node knows all up to `taken`."""
+    """One peer: a Handler of postmeter.link. It has counted up to `version`, and the node knows all up to `taken`.
+
+    A version has VIEW_PORTION_ENTRIES updates, and is told as a portion.
+    """
 
     def __init__(self, name: str, pushers: list[Pusher]) -> None:
         self.name = name
@@ -65,12 +68,11 @@ class Pusher:
     def news(self, node: str) -> Contents:
         """What the node lacks, as much as a packet may hold."""
         now_s = time.monotonic()
-        new = int(self._rate * (now_s - self._counted_s))
+        new = int(self._rate * (now_s - self._counted_s) / VIEW_PORTION_ENTRIES)
         self.version += new
-        self._counted_s += new / self._rate if self._rate else 0
-        end = min(self.version, self.taken + PORTIONS_MAX * VIEW_PORTION_ENTRIES)
-        bounds = [*range(self.taken, end, VIEW_PORTION_ENTRIES), end]
-        portions = [self._portion(since, until) for since, until in pairwise(bounds)]
+        self._counted_s += new * VIEW_PORTION_ENTRIES / self._rate if self._rate else 0
+        end = min(self.version, self.taken + PORTIONS_MAX)
+        portions = [self._portion(version) for version in range(self.taken + 1, end + 1)]
         return Contents(digest=self._digest(), portions=portions, more=end < self.version)
 
     async def receive(self, packet: Packet) -> Contents:
@@ -89,14 +91,13 @@ class Pusher:
         """The peers have told each other, too: the node need not pass on to one what another one told it."""
         return self._known | {pusher.name: Known(INCARNATION, pusher.version, 0) for pusher in self._pushers}
 
-    def _portion(self, since: int, until: int) -> Portion:
+    def _portion(self, version: int) -> Portion:
         """The next users, one after the other."""
         now_ms = int(time.monotonic() * 1000)
         slice_ms = -(-METERS.window_ms // SLICES_PER_WINDOW)
-        versions = range(since + 1, until + 1)
-        entries = [(version, 0, now_ms // slice_ms, place, version) for place, version in enumerate(versions)]
-        keys = [USERS[version % len(USERS)] for version in versions]
-        return Portion(self.name, INCARNATION, since, until, now_ms, Changes([METERS], keys, entries))
+        entries = [(version, 0, now_ms // slice_ms, place, version) for place in range(VIEW_PORTION_ENTRIES)]
+        keys = [USERS[(version * VIEW_PORTION_ENTRIES + place) % len(USERS)] for place in range(VIEW_PORTION_ENTRIES)]
+        return Portion(self.name, INCARNATION, version - 1, version, now_ms, Changes([METERS], keys, entries))
 
 
 def _read_portions(packet: pb.Packet) -> Iterator[Portion]:
@@ -128,7 +129,7 @@ async def main(node: str, address: str, listen: list[str]) -> None:
         for pusher in pushers:
             pusher.count(float(words[1]) / len(pushers) if words[0] == "push" else 0.0)
         if words[0] == "idle":
-            print(taken - before, flush=True)
+            print((taken - before) * VIEW_PORTION_ENTRIES, flush=True)
         before = taken
     for peers in everybody:
         await peers.stop()

@@ -53,7 +53,7 @@ class Report:
 def told(broken: dict[int, str], command: str) -> list[str]:
     """What is wrong with which seed, and how to see it again."""
     lines = []
-    for seed, why in sorted(broken.items())[:20]:
+    for seed, why in sorted(broken.items())[:200]:
         lines += [f"  seed {seed}: {why}", f"    python -m tests.simulation {command} --seed {seed}"]
     return lines
 
