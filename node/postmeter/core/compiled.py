@@ -7,7 +7,8 @@ deploy/examples/limits.yaml at END-OF-MESSAGE that is, shortened:
 
     value13, value14, value15, value20 = values[13], values[14], values[15], values[20]
     mark = hash((value15, value14, value13)) if value15 else 0
-    if mark in repeats.newer or mark in repeats.older: return REPEATED
+    marked = mark & 524286
+    if marks[marked] == mark or marks[marked + 1] == mark: return REPEATED
     ...
     key0 = value20
     row0 = rows0.get(key0)
@@ -20,7 +21,7 @@ deploy/examples/limits.yaml at END-OF-MESSAGE that is, shortened:
         if row0 is None: row0 = keys0.open(key0)
         used0[row0] += amount0
         ...  # as Meters.charge
-    repeats.newer[mark] = None
+    marks[marked + 1], marks[marked] = marks[marked], mark
 
 Whatever is not plain goes the slow way, `closely`: it gives the same answers, and a test holds that it does.
 """
@@ -34,15 +35,18 @@ from postmeter.core.limits import ADDRESS_ATTRIBUTES
 from postmeter.core.meters import OVERFLOW_KEY, OVERFLOW_ROW, PLACES
 from postmeter.core.request import DERIVED, END_OF_MESSAGE, Request
 from postmeter.core.rule import MARKED, Rule, once_mark
-from postmeter.defaults import KEY_CHARS_MAX, REPEATS_MIN
+from postmeter.defaults import KEY_CHARS_MAX, REPEAT_PAIRS
 
 Decide = Callable[[Request, int], Any]
+
+REPEATS_MASK = 2 * (REPEAT_PAIRS - 1)
+"""What of a mark is its place."""
 
 
 def compile_stage(stage: str, rules: Iterable[Rule], places: Mapping[str, int], known: Mapping[str, Any]) -> Decide:
     """A function of (request, now_ms) that decides at one stage, for requests whose attributes stand at these places.
 
-    `known` are the things it uses: PERMIT, REPEATED, repeats, ledger, closely, hold.
+    `known` are the things it uses: PERMIT, REPEATED, repeats and their marks, ledger, closely, hold.
     """
     return _Writer(stage, [rule for rule in rules if rule.asked_at(stage)], places, known).compile()
 
@@ -68,7 +72,8 @@ class _Writer:
             self._write(
                 1,
                 f"mark = {self._mark()}",
-                "if mark and (mark in repeats.newer or mark in repeats.older): return REPEATED",
+                f"marked = mark & {REPEATS_MASK}",
+                "if mark and (marks[marked] == mark or marks[marked + 1] == mark): return REPEATED",
             )
         self._write_amounts()
         for text, number in self._keys.items():
@@ -179,8 +184,8 @@ class _Writer:
         self._write(
             1,
             "if mark:",
-            "    repeats.newer[mark] = None",
-            f"    if len(repeats.newer) >= {REPEATS_MIN}: repeats.begin()",
+            "    marks[marked + 1] = marks[marked]",
+            "    marks[marked] = mark",
             "if held:",
             "    charges = []",
             "    once = []",
