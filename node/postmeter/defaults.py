@@ -64,6 +64,8 @@ SEEK_PAUSE_MS_MAX = 2_000
 SEEK_WAVE_MS = 60
 # How often nodes that may have got something are asked again.
 SEEK_ROUNDS_MAX = 3
+# How many are asked at last, though nobody is known to have anything. To ask all of 100 was most of what they said.
+SEEK_SWEEP_MAX = 16
 # What is left of a loan is given back when it is over, and again until that is acknowledged, at moments that lie so
 # many to a lifetime: whatever is due for a peer then goes in one message.
 LOAN_LOOKS = 8

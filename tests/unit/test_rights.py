@@ -14,7 +14,7 @@ from postmeter.core.meters import MetersId
 from postmeter.core.rights import Rights
 from postmeter.core.roster import Roster
 from postmeter.core.shared import SharedLedger, SharedMeters, Terms
-from postmeter.defaults import BOOKS_TENDED_MAX
+from postmeter.defaults import BOOKS_TENDED_MAX, SEEK_SWEEP_MAX
 
 HOUR_MS = 3_600_000
 ID = MetersId("user", "sasl_username", "messages", HOUR_MS)
@@ -22,15 +22,15 @@ METER = (ID, "alice@example.com")
 NOW_MS = 10 * HOUR_MS
 
 
-def node(name: str, max: int = 10) -> tuple[Rights, SharedMeters]:
-    """One of two nodes, started, with one meter."""
-    ledger = SharedLedger(Roster(name, {1: ("a", "b")}, 0, {}), Terms())
+def node(name: str, max: int = 10, members: tuple[str, ...] = ("a", "b")) -> tuple[Rights, SharedMeters]:
+    """One of these nodes, started, with one meter."""
+    ledger = SharedLedger(Roster(name, {1: members}, 0, {}), Terms())
     rights = Rights(ledger, 1, alive_ms=NOW_MS)
     meters = ledger.open(ID)
     assert isinstance(meters, SharedMeters)
     meters.set_max(max, {})
     rights.start(NOW_MS, clean=True)
-    rights.follow({1: ("a", "b")}, (), NOW_MS)
+    rights.follow({1: members}, (), NOW_MS)
     return rights, meters
 
 
@@ -248,6 +248,21 @@ def test_question_is_for_what_is_needed_even_if_others_seem_to_have_all() -> Non
     use(meters, 30)
     borrower.committed_seen = lambda _, key: {"b": 25}
     assert 1 == ask(borrower, 1).amount
+
+
+def test_few_are_asked_when_nobody_is_known_to_have_anything() -> None:
+    """Of a hundred nodes that have committed all, some are asked all the same: what is known of them is late."""
+    members = tuple(f"n{number:03}" for number in range(100))
+    borrower, meters = node("n000", 200, members)
+    borrower.committed_seen = lambda _, key: dict.fromkeys(members, 26)
+    use(meters, borrower.spare(METER, NOW_MS))
+    ready = borrower.seek(METER, 1, NOW_MS)
+    assert SEEK_SWEEP_MAX == len(ready.send)
+    for send in ready.send:
+        assert isinstance(send.message, Ask)
+        ready = borrower.receive(send.to, Answer(send.message.loan, 0, NOW_MS), NOW_MS)
+    assert not ready.send
+    assert not borrower.is_seeking(METER)
 
 
 def test_question_for_less_than_nothing_frees_nothing() -> None:

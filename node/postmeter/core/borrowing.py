@@ -1,7 +1,7 @@
 """What a borrower does: asks those who can probably help, then all, and gives back what it does not need.
 
 A node short of rights begins a search. It asks in waves: a few who can probably help, then more of them, or all if
-nothing is known; those who were heard to have got something; at last, if somebody waits, everybody once. A loan begins
+nothing is known; those who were heard to have got something; at last, if somebody waits, some once more. A loan begins
 only as the answer to an open question. A question is closed by its first answer, by its age, and by a restart, because
 the numbers of questions contain the incarnation: so an answer may arrive late, twice or in any order.
 
@@ -28,6 +28,7 @@ from postmeter.defaults import (
     QUESTIONS_MAX,
     SEEK_PAUSE_MS_MIN,
     SEEK_ROUNDS_MAX,
+    SEEK_SWEEP_MAX,
     SEEK_WAVE_MS,
 )
 
@@ -140,7 +141,7 @@ class Borrowing(Loans):
     def _whom_to_ask(self, meter: Meter, search: Search, short: int, over: Mapping[LoanId, int]) -> list[str]:
         """First as many peers as will probably do, then the others, then those who may have got something meanwhile.
 
-        At last all once more, if somebody waits: rights may have been on their way from one node to another.
+        At last some once more, if somebody waits: rights may have been on their way from one node to another.
         """
         if self.node not in self.roster.members:
             return []
@@ -164,11 +165,11 @@ class Borrowing(Loans):
 
     @staticmethod
     def _sweep(search: Search, peers: list[str]) -> list[str]:
-        """All, once, if somebody waits."""
+        """Those of whom most was expected, once, if somebody waits."""
         if not search.urgent or search.swept:
             return []
         search.swept = True
-        return peers
+        return peers[:SEEK_SWEEP_MAX]
 
     @staticmethod
     def _next_round(search: Search, again: list[str]) -> list[str]:
