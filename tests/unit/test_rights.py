@@ -105,6 +105,20 @@ def test_old_reasons_to_look_at_a_meter_are_forgotten() -> None:
     assert len(lender._due) <= 2 * len(lender.books) + BOOKS_TENDED_MAX + 2
 
 
+def test_meters_are_looked_after_in_portions() -> None:
+    """However many loans are over at the same moment, others run in between."""
+    lender, _ = node("a")
+    for number in range(BOOKS_TENDED_MAX + 50):
+        question = Ask(LoanId("b", 1, number), (ID, f"user{number}"), 2, True, NOW_MS, 1_000)
+        lender.receive("b", question, NOW_MS)
+    assert BOOKS_TENDED_MAX + 50 == lender.loans_count
+    back_ms = NOW_MS + Terms().wait_ms(HOUR_MS, 1_000)
+    lender.tend(back_ms)
+    assert 50 == lender.loans_count
+    lender.tend(back_ms)
+    assert 0 == lender.loans_count
+
+
 def test_nothing_is_left_of_a_limit_that_is_gone() -> None:
     """Rows that were kept for what is lent are free when its meters are retired; if it comes back, it is lent still."""
     lender, meters = node("b")
