@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -168,7 +168,8 @@ class Membership:
             else:
                 self._set_problem("is not in the roster: `postmeter node join` brings it in")
             return
-        if self._is_out and self._wants_in and (self._rejoin or self.id in rights.roster.stopped):
+        leaves = self._rejoin or self.id in rights.roster.stopped
+        if self._is_out and self._wants_in and leaves and self.id not in self._awaited:
             raise RejoinError(f"{self.id} is out of the roster and joins under another name")
         if self._is_behind:
             await self._confirm_roster()
@@ -242,10 +243,13 @@ class Membership:
             return
         if self._roster_unreadable:
             return
-        kept = {number: own.generations[number] for number in sorted(own.generations)[-2:]}
         stopped = tuple(sorted({*own.stopped, *(roster.stopped if roster is not None else ())}))
         last = f"{self.id} wrote its roster again, etcd had an older one"
-        repaired = RosterDocument(kept, stopped, last, roster.mod_revision if roster is not None else 0)
+        mod_revision = roster.mod_revision if roster is not None else 0
+        repaired = RosterDocument(own.generations, stopped, "", mod_revision)
+        for node in {*own.members} & {*stopped}:
+            repaired = repaired.removed(node, {}, settled=False)
+        repaired = replace(repaired, last=last)
         if await self._write_roster(repaired):
             logs.event(logging.WARNING, "roster repaired", generation=own.generation, members=",".join(own.members))
 
@@ -256,12 +260,12 @@ class Membership:
             self._set_problem("cannot join: the roster in etcd cannot be read")
             return
         gone = roster.stopped if roster is not None else ()
-        concerned = roster.concerned if roster is not None else set()
+        needed = {*self._awaited, *(roster.members if roster is not None else ())}
         registered = self._registered()
         if self._anew or self.id in gone:
             self._identity = Identity(self._free_name(), 0, 0, machine(), uuid4().hex)
             self._anew, registered = False, None
-        elif registered is not None and self.id not in concerned and registered.directory != self._identity.directory:
+        elif registered is not None and self.id not in needed and registered.directory != self._identity.directory:
             self._identity = replace(self._identity, node=self._free_name())
             registered = None
         elif reason := self._refusal():
@@ -277,17 +281,16 @@ class Membership:
             joined = roster
         else:
             try:
-                joined = roster.joined(self.id, self._adopted())
+                joined = roster.joined(self.id, self._adopted(), self._is_settled())
             except ConfigError as error:
                 self._set_problem(f"waits to join: {error}")
                 return
         if joined is not roster and not await self._write_roster(joined):
             return
         born, now_ms = joined.born(self.id), self._node.now_ms()
-        generations = {number: members for number, members in joined.generations.items() if number >= born}
         self._rejoin = False
         logs.event(logging.INFO, "joined", node=self.id, generation=joined.generation, members=",".join(joined.members))
-        await self._start(Roster(self.id, generations, born, dict.fromkeys(joined.stopped, now_ms)), {}, now_ms)
+        await self._start(Roster(self.id, joined.generations, born, dict.fromkeys(joined.stopped, now_ms)), {}, now_ms)
 
     def _free_name(self) -> str:
         roster = self._roster
@@ -305,6 +308,24 @@ class Membership:
                 adopted[key.partition("/")[2]] = generation if isinstance(generation, int) else 0
         return adopted
 
+    def _is_settled(self) -> bool:
+        """Whether any member says that nobody can be spending by a generation before the newest."""
+        roster = self._roster
+        if roster is None:
+            return False
+        told = map(self._told, roster.members)
+        return any(status.get("settled") is True and status.get("generation") == roster.generation for status in told)
+
+    def _told(self, node: str) -> dict[str, Any]:
+        """The status of a node."""
+        entry = self._mirror.entries.get(f"status/{node}")
+        return {} if entry is None else read_json(entry.value)
+
+    @property
+    def _awaited(self) -> Collection[str]:
+        """The living nodes that have to follow the roster yet."""
+        return () if self._roster is None else self._roster.awaited(self._adopted())
+
     # --- what operators change ----------------------------------------------------------------------------------------
 
     def join(self, node: str) -> str:
@@ -319,14 +340,14 @@ class Membership:
 
     async def drain(self, node: str) -> str:
         """Take a node that runs out of the roster. Raises ConfigError if that cannot be, and EtcdError."""
-        await self._change(lambda roster: roster.drained(node, self._adopted()))
+        await self._change(lambda roster: roster.drained(node, self._adopted(), self._is_settled()))
         return f"{node} hands over what it has, and refuses mail on limited meters"
 
     async def remove(self, node: str) -> str:
         """Declare a node stopped for good. Raises ConfigError if that cannot be, and EtcdError."""
         if f"nodes/{node}" in self._mirror.entries:
             raise ConfigError([f"{node} is alive, it keeps its lease in etcd: drain it, or stop it first"])
-        await self._change(lambda roster: roster.removed(node))
+        await self._change(lambda roster: roster.removed(node, self._adopted(), self._is_settled()))
         for what in ("identities", "status"):
             entry = self._mirror.entries.get(f"{what}/{node}")
             if entry is not None:
@@ -345,20 +366,20 @@ class Membership:
         roster, entries = self._roster, self._mirror.entries
         members = roster.members if roster is not None else ()
         stopped = roster.stopped if roster is not None else ()
-        concerned = roster.concerned if roster is not None else set()
+        awaited = self._awaited
         running = {key.partition("/")[2] for key in entries if key.startswith("nodes/")}
         states = (
             {state.node: state for state in self._cluster.peers.states()} if self._cluster.peers is not None else {}
         )
         nodes = []
-        for id in sorted({*members, *concerned, *running, *stopped, self.id}):
+        for id in sorted({*members, *awaited, *running, *stopped, self.id}):
             told = {what: read_json(entries[key].value) if (key := f"{what}/{id}") in entries else {} for what in _TOLD}
             node = pb.Node(id=id, self=id == self.id, alive=id in running, state="out")
             if id in stopped:
                 node.state = "stopped"
             elif id in members and roster is not None:
                 node.state = "member" if self._adopted().get(id, 0) == roster.generation else "joining"
-            elif id in concerned:
+            elif id in awaited:
                 node.state = "leaving"
             _describe(node, told["identities"], told["status"])
             if node.self and self._cluster.rights is not None:
@@ -376,11 +397,12 @@ class Membership:
         """What the others are told of this node beside its limits."""
         rights = self._cluster.rights
         if rights is None:
-            return {"generation": 0, "settled": False, "problem": self.problem}
+            # Who has not started as this node yet leaves what an earlier process has said.
+            return {"generation": self._told(self.id).get("generation", 0), "settled": False, "problem": self.problem}
         lent, borrowed = self._cluster.moved_parts()
         return {
             "generation": rights.roster.generation,
-            "settled": self._cluster.settled,
+            "settled": rights.is_settled(self._node.now_ms()),
             "lent": round(lent, 3),
             "borrowed": round(borrowed, 3),
         }

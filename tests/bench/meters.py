@@ -23,7 +23,7 @@ from .load import Population, generate
 from .servers import HIGH, Limits, Server, start_agent
 
 FEW = Population(users=450, domains=100)
-# So many fill the table in which the agent remembers charged requests.
+# So many touch all pages of the table in which the agent remembers charged requests.
 REPEATS = 120_000
 CONNECTIONS = 64
 # Of a window, whatever its length.

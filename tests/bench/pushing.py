@@ -8,8 +8,8 @@ input:
     idle          no more; one line says how many the node has taken in since `push`
 
 An update is a new amount of one of 10,000 users in the slice of now of a window of an hour; as many have one version as
-a View gives one to. What the node says it has used is acknowledged, but not read further: real peers have machines of
-their own for that.
+a View gives one at most. What the node says it has used is acknowledged, but not read further: real peers have machines
+of their own for that.
 """
 
 from __future__ import annotations

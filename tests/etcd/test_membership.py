@@ -161,6 +161,23 @@ def test_a_dead_node_is_removed_and_returns_as_another(nodes: Nodes) -> None:
     nodes.wait_for_health(mx2)
 
 
+def test_what_a_dead_node_has_used_counts_though_another_one_joins(nodes: Nodes) -> None:
+    """It may have used its share, and nobody has that before it leaves the window: not the newcomer, either."""
+    mx1, mx2 = nodes.start("mx1", "mx2")
+    nodes.wait_for_members("mx1", "mx2")
+    assert ["DUNNO"] * (MAX // 2) == [mx2.ask(ALICE) for _ in range(MAX // 2)]
+    mx2.kill()
+    wait_until("its lease to end", lambda: nodes.read("nodes/mx2") is None)
+    mx1.tell("node", "remove", "mx2", "--yes")
+    nodes.wait_for_members("mx1", settled=False)
+    (mx3,) = nodes.start("mx3")
+    nodes.wait_for_members("mx1", "mx3", settled=False)
+    nodes.wait_for_health(mx3)
+    answers = [node.ask(ALICE) for node in (mx1, mx3) for _ in range(MAX)]
+    # What it had borrowed ahead is lost for as long, too.
+    assert 0 < answers.count("DUNNO") <= MAX // 2
+
+
 def test_who_is_unknown_is_not_drained(nodes: Nodes) -> None:
     """A name that was mistyped: nothing changes."""
     [mx1] = nodes.start("mx1")

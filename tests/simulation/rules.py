@@ -237,6 +237,10 @@ RULES: dict[str, Rule] = {
         "... that is two lifetimes, because what is lent may stand on what was handed over to it",
         (Terms, "stopped_wait_ms", Terms.longest_wait_ms),
     ),
+    "newcomers hear of stopped nodes": _rule(
+        "who joins knows the generations with stopped nodes until a member is settled",
+        (World, "_is_settled", lambda self: True),
+    ),
     "ended loans stay ended": _rule(
         "a loan begins only by an open question", (Rights, "_on_answer", _answer_without_question)
     ),

@@ -72,6 +72,7 @@ class World:
         # etcd
         names = tuple(f"n{number}" for number in range(1, setting.nodes + 1))
         self.generations: dict[int, Members] = {1: names}
+        self._kept = 1
         self.stopped: list[str] = []
         self.registered: dict[str, Identity] = {}
         # the network
@@ -100,7 +101,8 @@ class World:
         offset_ms = self.random.randrange(1_000_000)
         # It learns of the stopped nodes now, by its own clock.
         stopped = dict.fromkeys(self.stopped, int(offset_ms + rate * self.t_ms))
-        self.hosts[name] = Host(self, name, Roster(name, self.generations, born, stopped), rate, offset_ms)
+        generations = {number: members for number, members in self.generations.items() if number >= self._kept}
+        self.hosts[name] = Host(self, name, Roster(name, generations, born, stopped), rate, offset_ms)
         self.hosts[name].start()
 
     def make_rights(
@@ -128,7 +130,15 @@ class World:
         return self.generations[max(self.generations)]
 
     def _propose(self, members: Iterable[str]) -> None:
+        """One more generation. Who joins hears of those before only while no member is settled."""
+        if self._is_settled():
+            self._kept = max(self.generations)
         self.generations[max(self.generations) + 1] = tuple(sorted(members))
+
+    def _is_settled(self) -> bool:
+        """Whether some member says that nobody can be spending by a generation before the newest."""
+        up = [host for host in self.hosts.values() if host.up and host.generation == max(self.generations)]
+        return any(host.name in self.members and host.rights.is_settled(host.now_ms()) for host in up)
 
     def join(self, name: str) -> None:
         """A new node comes into the roster."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from postmeter.core.conditions import Condition, cidr, equal, present
 from postmeter.core.limits import Key, KeyPart, Override
 from postmeter.core.meters import UNLIMITED, Ledger
-from postmeter.core.policy import Decision, Policy
+from postmeter.core.policy import Decision, Policy, Repeats
 from postmeter.errors import ProtocolError
 from tests.unit.support import DAY_MS, HOUR_MS, key, limit, policy, request
 
@@ -120,6 +120,20 @@ def test_a_repeated_request_is_charged_once() -> None:
     send(made)
     send(made)
     assert 18 == used(made)
+
+
+def test_a_mark_that_is_forgotten_makes_room() -> None:
+    """The other one of its pair of places is kept beside the next."""
+    repeats, first, second, third = Repeats(), 1 << 40, 2 << 40, 3 << 40
+    for forgotten, kept in ((first, second), (second, first)):
+        repeats.add(kept)
+        repeats.add(forgotten)
+        repeats.forget(forgotten)
+        repeats.add(third)
+        assert [True, True, False] == [mark in repeats for mark in (kept, third, forgotten)]
+        repeats.forget(third)
+        repeats.forget(kept)
+    assert 0 not in repeats
 
 
 def test_a_repeat_of_what_was_refused_is_decided_anew() -> None:

@@ -270,13 +270,33 @@ def test_few_are_asked_when_nobody_is_known_to_have_anything() -> None:
     borrower, meters = node("n000", 200, members)
     borrower.committed_seen = lambda _, key: dict.fromkeys(members, 26)
     use(meters, borrower.spare(METER, NOW_MS))
-    ready = borrower.seek(METER, 1, NOW_MS)
-    assert SEEK_SWEEP_MAX == len(ready.send)
-    for send in ready.send:
-        assert isinstance(send.message, Ask)
-        ready = borrower.receive(send.to, Answer(send.message.loan, 0, NOW_MS), NOW_MS)
-    assert not ready.send
+    assert SEEK_SWEEP_MAX == len(asked_in_vain(borrower))
     assert not borrower.is_seeking(METER)
+
+
+def test_who_seemed_to_have_something_and_has_not_is_not_asked_twice() -> None:
+    """Those are asked at last who did not seem to have anything."""
+    members = tuple(f"n{number:03}" for number in range(100))
+    borrower, meters = node("n000", 200, members)
+    committed = {name: 0 if 0 < number <= 20 else 26 for number, name in enumerate(members)}
+    borrower.committed_seen = lambda _, key: committed
+    use(meters, borrower.spare(METER, NOW_MS))
+    asked = asked_in_vain(borrower)
+    assert 20 + SEEK_SWEEP_MAX == len(asked) == len(set(asked))
+
+
+def asked_in_vain(borrower: Rights) -> list[str]:
+    """Let everybody say no whom a node asks for one right; returns who they were."""
+    asked, sends = [], borrower.seek(METER, 1, NOW_MS).send
+    while sends:
+        asked += [send.to for send in sends]
+        answers = [
+            borrower.receive(send.to, Answer(send.message.loan, 0, NOW_MS), NOW_MS)
+            for send in sends
+            if isinstance(send.message, Ask)
+        ]
+        sends = [send for ready in answers for send in ready.send]
+    return asked
 
 
 def test_question_for_less_than_nothing_frees_nothing() -> None:

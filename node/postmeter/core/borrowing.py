@@ -1,7 +1,7 @@
-"""What a borrower does: asks those who can probably help, then all, and gives back what it does not need.
+"""What a borrower does: asks those who can probably help, then others, and gives back what it does not need.
 
 A node short of rights begins a search. It asks in waves: a few who can probably help, then more of them, or all if
-nothing is known; those who were heard to have got something; at last, if somebody waits, some once more. A loan begins
+nothing is known; those who were heard to have got something; at last, if somebody waits, some others. A loan begins
 only as the answer to an open question. A question is closed by its first answer, by its age, and by a restart, because
 the numbers of questions contain the incarnation: so an answer may arrive late, twice or in any order.
 
@@ -141,7 +141,7 @@ class Borrowing(Loans):
     def _whom_to_ask(self, meter: Meter, search: Search, short: int, over: Mapping[LoanId, int]) -> list[str]:
         """First as many peers as will probably do, then the others, then those who may have got something meanwhile.
 
-        At last some once more, if somebody waits: rights may have been on their way from one node to another.
+        At last some others, if somebody waits: rights may have been on their way from one node to another.
         """
         if self.node not in self.roster.members:
             return []
@@ -165,11 +165,11 @@ class Borrowing(Loans):
 
     @staticmethod
     def _sweep(search: Search, peers: list[str]) -> list[str]:
-        """Those of whom most was expected, once, if somebody waits."""
+        """Some, once, if somebody waits: first those who were not asked, and of these who may have most."""
         if not search.urgent or search.swept:
             return []
         search.swept = True
-        return peers[:SEEK_SWEEP_MAX]
+        return sorted(peers, key=search.asked.__contains__)[:SEEK_SWEEP_MAX]
 
     @staticmethod
     def _next_round(search: Search, again: list[str]) -> list[str]:

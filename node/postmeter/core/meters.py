@@ -155,8 +155,8 @@ class Meters:
     """One window of one limit for all its keys.
 
     `used` is the column of sums, `current` the amounts of the slice that `advance` began, `fresh` what of them is in no
-    batch yet. Rows in `ones` have 1 more in `used`, and not yet in the others. `unflushed` has what is in `fresh` and
-    `ones`: all rows with the same `row % PLACES` share a sum, so that few need a look at their own.
+    batch yet. Rows in `ones` have 1 more in `used`, and not yet in the others. `unflushed` has no less than what is in
+    `fresh` and `ones`: all rows with the same `row % PLACES` share a sum, so that few need a look at their own.
     """
 
     __slots__ = (

@@ -65,7 +65,7 @@ REPEATED = Decision("DUNNO", held=())
 class Repeats:
     """Marks of the requests that were charged last, so that a repeat is not charged again.
 
-    Each has its pair of places in a table, where the last two are kept. So of the next 1,000 marks the probability that
+    Each has its pair of places in a table, where the last two are kept: so of the next 1,000 marks the probability that
     they displace a certain one is 1 in 100,000, of the next 10,000 it is 1 in 1,000.
     """
 
@@ -86,9 +86,9 @@ class Repeats:
 
     def forget(self, mark: int) -> None:
         """The request was not let through after all."""
-        for place in (mark & REPEATS_MASK, mark & REPEATS_MASK | 1):
-            if self.marks[place] == mark:
-                self.marks[place] = 0
+        place = mark & REPEATS_MASK
+        kept = [each for each in self.marks[place : place + 2] if each not in (0, mark)]
+        self.marks[place], self.marks[place + 1] = [*kept, 0, 0][:2]
 
 
 class Policy:

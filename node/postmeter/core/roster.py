@@ -17,7 +17,8 @@ most the share in g, and these sum to `max`. Three rules make "j is open at i" t
   generation 2 and has not noticed could spend beside one that joined in 3 and does not know it. One of those must live
   to tell it; so roster_document.py lets nobody join before such a node has followed or was declared stopped.)
 - a stopped node counts as gone only after two lifetimes + window + margin on the clock of each node that learns of it.
-  A node that is new itself begins to count then, and takes every stopped node of the roster into account.
+  A node that is new itself begins to count then, and takes every stopped node into account that is in one of the
+  generations that it was told: roster_document.py keeps these until some member says that nobody spends by them.
 
 After an unclean stop a node does not know what it has used, on any meter, up to its toll: not even which meters. It
 cannot hand that over. So it tells how long ago that was, and others take it to spend by the older generation until one
