@@ -75,6 +75,8 @@ def many(
     report, start_s = Report(), time.monotonic()
     for result in spread(partial(one, steps=steps, world_class=world_class), seeds, jobs):
         report.add(result)
+        for seed, why in result.broken.items():
+            print(f"seed {seed} broke: {why}", flush=True)
         if near is not None and report.near >= near:
             break
     report.seconds = time.monotonic() - start_s

@@ -36,8 +36,9 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningNod
 
 
 def start(*words: str, **environ: str) -> subprocess.Popen[str]:
-    """The command as a process of its own."""
-    script = "import sys; from postmeter.cli import main; sys.exit(main())"
+    """The command as a process of its own, which SIGINT ends though the tests may run in the background."""
+    heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"import signal, sys; {heed}; from postmeter.cli import main; sys.exit(main())"
     return subprocess.Popen(
         [sys.executable, "-c", script, *words],
         stdout=subprocess.PIPE,
