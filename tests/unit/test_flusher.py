@@ -45,10 +45,11 @@ class Disk:
         """What is stored of a key on a limit, on its longest window."""
         query = "SELECT row FROM keys WHERE name = ?"
         [row] = self._db.execute(query, (key,)).fetchone() or [0]
-        query = """SELECT slice, amounts FROM usage JOIN meters ON meters.id = meters
-            WHERE name = ? ORDER BY window_ms, usage.id"""
+        stored_of = "FROM usage JOIN meters ON meters.id = meters WHERE name = ?"
+        query = f"""SELECT slice, amounts {stored_of} AND window_ms = (SELECT max(window_ms) {stored_of})
+            ORDER BY usage.id"""
         found: dict[int, int] = {}
-        for slice, data in self._db.execute(query, (limit,)):
+        for slice, data in self._db.execute(query, (limit, limit)):
             numbers = array("q", data)
             stored = dict(zip(numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :], strict=True))
             found[slice] = stored.get(row, found.get(slice, 0))
